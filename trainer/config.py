@@ -1,0 +1,268 @@
+"""The sections of a recipe that one training process needs. Pure data: neither torch nor ray."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from parallel.config import ParallelConfig
+from trainer.model.config import ModelConfig
+
+
+def _positive(section: str, **values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{section}.{name} must be positive, got {value}")
+
+
+def _fraction(section: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{section}.{name} must lie in [0, 1], got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Identity of a run, and whether it goes on from an earlier one."""
+
+    name: str = ""
+    """Folder of the run under `dir`; empty takes the recipe file's name."""
+
+    project: str = "braid"
+    """Label on exported metrics."""
+
+    seed: int = 0
+    """Seed of weights, data order and every random choice."""
+
+    dir: str = "runs"
+    """Where run folders are kept; all hosts must see the same folder."""
+
+    resume: str = "auto"
+    """`auto` goes on if there is a checkpoint, `never` refuses a used run folder, `must` refuses a
+    fresh one, a path starts this run from that run folder or checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, how it becomes tokens, and how tokens become sequences."""
+
+    source: str = "python_stdlib"
+    """Folder, file or glob; `python_stdlib` is the source code of the running interpreter's
+    standard library."""
+
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """File format; `auto` goes by the file name."""
+
+    kind: Literal["pretrain", "chat"] = "pretrain"
+    """`chat` trains on assistant messages only; prompt tokens are masked."""
+
+    text_field: str = "text"
+    """JSONL and Parquet: the field with the document."""
+
+    messages_field: str = "messages"
+    """Chat: the field with the list of {role, content}."""
+
+    tokenizer: str = "auto"
+    """Tokenizer file or folder; `auto` takes the model folder's, or trains a byte-level BPE on the
+    data once and keeps it."""
+
+    vocab_size: int = 4096
+    """Size of a tokenizer trained here."""
+
+    seq_len: int = 512
+    """Tokens of one packed sequence."""
+
+    packing: Literal["auto", "split", "whole"] = "auto"
+    """`split` cuts documents at sequence ends and wastes nothing; `whole` keeps each document in
+    one sequence. `auto`: whole for chat, split otherwise."""
+
+    on_bad: Literal["error", "skip"] = "error"
+    """A line that does not parse, a binary file, a document over the limit: stop, or skip and
+    count."""
+
+    max_document_bytes: int = 64 * 1024 * 1024
+    """Largest document accepted."""
+
+    block_bytes: int = 1024 * 1024
+    """Raw bytes tokenised at a time, and the unit in which documents are shuffled."""
+
+    shuffle_blocks: int = 8
+    """Neighbouring blocks (in shuffled order) whose sequences are mixed."""
+
+    cache_dir: str = "~/.cache/braid"
+    """Where tokens and trained tokenizers are kept."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "data",
+            vocab_size=self.vocab_size,
+            seq_len=self.seq_len,
+            max_document_bytes=self.max_document_bytes,
+            block_bytes=self.block_bytes,
+            shuffle_blocks=self.shuffle_blocks,
+        )
+        if self.vocab_size < 320:
+            raise ValueError(
+                f"data.vocab_size={self.vocab_size} is too small for a byte-level tokenizer "
+                "(256 bytes and the special tokens); choose at least 320"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, with how many tokens a step, in which precision."""
+
+    steps: int = 100
+    """Optimizer steps of the whole run."""
+
+    global_batch_tokens: int = 8192
+    """Tokens per optimizer step over all ranks; a multiple of data.seq_len."""
+
+    max_tokens_per_device: int = 2048
+    """Tokens one rank may hold in a forward and backward; rounds are derived from it."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of forward and backward; `auto` is bf16 on CUDA and fp32 on CPU. Master weights
+    and optimizer states are fp32."""
+
+    compile: bool = False
+    """Whether decoder blocks are compiled."""
+
+    recompute: bool = False
+    """Whether decoder blocks are recomputed in backward instead of kept."""
+
+    max_skipped_steps: int = 10
+    """Steps with non-finite loss or gradients that may be skipped in a row."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "train",
+            steps=self.steps,
+            global_batch_tokens=self.global_batch_tokens,
+            max_tokens_per_device=self.max_tokens_per_device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (arXiv 1711.05101)."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; vectors are not decayed."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self) -> None:
+        _positive("optim", lr=self.lr, eps=self.eps, max_grad_norm=self.max_grad_norm)
+        for beta in self.betas:
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay must not be negative, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedConfig:
+    """Learning rate over steps."""
+
+    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    """`cosine` decays from the peak to the end; `wsd` (warm-up, stable, decay) stays at the peak
+    and decays linearly at the end; `constant` stays."""
+
+    warmup_steps: int = 10
+    """Steps of linear rise from zero."""
+
+    min_lr_ratio: float = 0.1
+    """cosine, wsd: last learning rate over the peak."""
+
+    decay_fraction: float = 0.2
+    """wsd: share of the steps in the final decay."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"sched.warmup_steps must not be negative, got {self.warmup_steps}")
+        _fraction("sched", min_lr_ratio=self.min_lr_ratio, decay_fraction=self.decay_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When state is saved and how much of it is kept."""
+
+    interval_steps: int = 100
+    """Steps between checkpoints; 0 saves only by time and at the end."""
+
+    interval_s: float = 0.0
+    """Seconds between checkpoints; 0 saves only by steps and at the end."""
+
+    keep_last: int = 3
+    """Complete checkpoints kept."""
+
+    blocking: bool = False
+    """Whether training waits until a checkpoint is on disk."""
+
+    rehearse: bool = True
+    """Whether a fresh run saves at step 0, so that a save failure costs a minute and not a run."""
+
+    def __post_init__(self) -> None:
+        if self.interval_steps < 0 or self.interval_s < 0:
+            raise ValueError(
+                "checkpoint.interval_steps and checkpoint.interval_s must not be negative, got "
+                f"{self.interval_steps} and {self.interval_s}"
+            )
+        if self.keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last must be at least 1, got {self.keep_last}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """All that a training process is told."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sched: SchedConfig = field(default_factory=SchedConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        for rule in (self._batch_rule, self._context_rule, self._schedule_rule):
+            rule()
+
+    def _batch_rule(self) -> None:
+        seq_len, batch = self.data.seq_len, self.train.global_batch_tokens
+        if batch % seq_len:
+            low = max(batch // seq_len, 1) * seq_len
+            raise ValueError(
+                f"train.global_batch_tokens={batch} is not a multiple of data.seq_len={seq_len}; "
+                f"choose {low} or {low + seq_len}"
+            )
+        if self.train.max_tokens_per_device < seq_len:
+            raise ValueError(
+                f"train.max_tokens_per_device={self.train.max_tokens_per_device} is less than one "
+                f"sequence of data.seq_len={seq_len}; raise it to at least {seq_len} or shorten "
+                "the sequence"
+            )
+
+    def _context_rule(self) -> None:
+        if self.model.path is None and self.data.seq_len > self.model.max_context_tokens:
+            raise ValueError(
+                f"data.seq_len={self.data.seq_len} is longer than model.max_context_tokens="
+                f"{self.model.max_context_tokens}; raise the latter or shorten the sequence"
+            )
+
+    def _schedule_rule(self) -> None:
+        if self.sched.warmup_steps > self.train.steps:
+            raise ValueError(
+                f"sched.warmup_steps={self.sched.warmup_steps} exceeds train.steps="
+                f"{self.train.steps}; lower it"
+            )

@@ -1,0 +1,131 @@
+"""What one step reports, and where reports go."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.planner.plan import StepPlan, Terms
+from trainer.run_folder import append_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """Everything measured in one step; the same on every rank but for memory."""
+
+    step: int
+    """Optimizer steps done, this one included."""
+
+    total_steps: int
+    time: float
+    """Seconds since the epoch at the end of the step."""
+
+    loss: float
+    """Mean over the step's target tokens, auxiliary losses not included."""
+
+    aux_loss: float
+    """Mean of the weighted auxiliary losses."""
+
+    grad_norm: float
+    """Global norm before clipping."""
+
+    lr: float
+    tokens: int
+    """Input tokens trained on since the run began, padding not counted."""
+
+    step_tokens: int
+    """Input tokens of this step."""
+
+    step_s: float
+    mfu: float
+    """Model FLOP/s over the devices' peak."""
+
+    memory_gib: float
+    """Highest device memory of this rank; on CPU, resident memory of the process."""
+
+    host_memory_gib: float
+    """Memory in use on this rank's host, all processes together."""
+
+    expert_imbalance: float
+    """Most loaded expert over the mean, worst layer; 0 without experts."""
+
+    skipped: bool
+    """Whether the update was dropped because loss or gradients were not finite."""
+
+    world_size: int
+    plan: StepPlan
+    measured: Terms
+    bytes_sent: dict[str, int]
+    """Payload bytes this rank sent, per axis and collective."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Input tokens per second, all ranks together."""
+        return self.step_tokens / self.step_s
+
+    def metrics_record(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        return {
+            "step": self.step,
+            "time": self.time,
+            "loss": self.loss,
+            "aux_loss": self.aux_loss,
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "tokens": self.tokens,
+            "tokens_per_s": self.tokens_per_s,
+            "tokens_per_s_per_device": self.tokens_per_s / self.world_size,
+            "mfu": self.mfu,
+            "step_s": self.step_s,
+            "data_s": self.measured.data_s,
+            "predicted_step_s": self.plan.predicted.total_s,
+            "memory_gib": self.memory_gib,
+            "host_memory_gib": self.host_memory_gib,
+            "expert_imbalance": self.expert_imbalance,
+            "skipped": self.skipped,
+        }
+
+    def plan_record(self) -> dict[str, Any]:
+        """The line of plans.jsonl."""
+        plan = self.plan
+        return {
+            "step": self.step,
+            "layout": asdict(plan.layout),
+            "rounds": [
+                [[g.first_rank, g.size, list(g.sequences)] for g in r.groups] for r in plan.rounds
+            ],
+            "attention": plan.attention,
+            "activation": plan.activation,
+            "optimizer": plan.optimizer,
+            "compression": plan.compression,
+            "predicted": asdict(plan.predicted),
+            "measured": asdict(self.measured),
+            "bytes": self.bytes_sent,
+            "plan_s": plan.plan_s,
+            "reasons": list(plan.reasons),
+        }
+
+
+class Sink(Protocol):
+    """Somewhere that reports of rank 0 go."""
+
+    def write(self, report: StepReport) -> None:
+        """Take one step's report. Called once per step, from the training thread."""
+
+    def close(self) -> None:
+        """Flush. Called once, after the last report."""
+
+
+class JsonlSink:
+    """metrics.jsonl and plans.jsonl."""
+
+    def __init__(self, metrics: Path, plans: Path) -> None:
+        self._metrics = metrics
+        self._plans = plans
+
+    def write(self, report: StepReport) -> None:
+        """Append one line to each file."""
+        append_line(self._metrics, report.metrics_record())
+        append_line(self._plans, report.plan_record())
+
+    def close(self) -> None:
+        """Nothing is buffered."""

@@ -1,0 +1,188 @@
+"""The shape of a decoder. Pure data: no torch, so that planners and the recipe schema can use it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained context."""
+
+    kind: Literal["linear", "dynamic", "llama3", "yarn"] = "linear"
+    """Rule: `linear` divides positions, `llama3` and `yarn` stretch only low frequencies,
+    `dynamic` raises the base once a sequence is longer than the original context."""
+
+    factor: float = 1.0
+    """Ratio of the wanted to the original context length."""
+
+    original_context_tokens: int = 8192
+    """Context length the weights were trained with."""
+
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above `original_context_tokens / low_freq_factor` are fully stretched."""
+
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below `original_context_tokens / high_freq_factor` are left alone."""
+
+    beta_fast: float = 32.0
+    """yarn: rotations over the original context above which a dimension is left alone."""
+
+    beta_slow: float = 1.0
+    """yarn: rotations over the original context below which a dimension is fully stretched."""
+
+    attention_factor: float | None = None
+    """yarn: multiplier on cos and sin; `null` derives 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 1.0:
+            raise ValueError(f"rope_scaling.factor must be at least 1, got {self.factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """Mixture-of-experts feed-forward layers."""
+
+    num_experts: int = 8
+    """Routed experts per layer."""
+
+    top_k: int = 2
+    """Routed experts per token."""
+
+    expert_intermediate_size: int = 512
+    """Hidden width of one routed expert."""
+
+    shared_intermediate_size: int = 0
+    """Total hidden width of the shared experts, which every token visits; 0 for none."""
+
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    """How router logits become expert scores."""
+
+    normalize_top_k: bool = True
+    """Whether the weights of the chosen experts are made to sum to one."""
+
+    routed_scale: float = 1.0
+    """Multiplier on the routed experts' output."""
+
+    aux_loss_weight: float = 0.01
+    """Weight of the load-balancing loss of each packed sequence."""
+
+    z_loss_weight: float = 0.0
+    """Weight of the squared log-partition of the router logits."""
+
+    bias_update_rate: float = 0.0
+    """Step of the selection bias that balances load without a loss; 0 turns it off."""
+
+    first_dense_layers: int = 0
+    """Layers at the bottom that keep a dense feed-forward."""
+
+    every: int = 1
+    """Of the layers above those, each `every`-th one is a mixture of experts."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"model.moe.top_k={self.top_k} must lie between 1 and num_experts="
+                f"{self.num_experts}"
+            )
+        if self.every < 1:
+            raise ValueError(f"model.moe.every must be at least 1, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Everything that fixes a decoder's parameters and arithmetic."""
+
+    vocab_size: int = 0
+    """Rows of the embedding; 0 takes the tokenizer's, rounded up to a multiple of 64."""
+
+    hidden_size: int = 256
+    """Model width D."""
+
+    num_layers: int = 4
+    """Decoder blocks."""
+
+    num_heads: int = 4
+    """Query heads."""
+
+    num_kv_heads: int = 4
+    """Key and value heads; fewer than `num_heads` is grouped-query attention."""
+
+    head_dim: int = 0
+    """Width of one head; 0 takes hidden_size / num_heads."""
+
+    intermediate_size: int = 688
+    """Hidden width of the dense feed-forward."""
+
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+
+    rope_scaling: RopeScaling | None = None
+    """Stretching of the rotary frequencies, if any."""
+
+    max_context_tokens: int = 4096
+    """Longest document the positions are meant for."""
+
+    rms_norm_eps: float = 1e-5
+    """Added to the mean square before the root."""
+
+    qkv_bias: bool = False
+    """Whether query, key and value projections have a bias (Qwen2)."""
+
+    qk_norm: bool = False
+    """Whether queries and keys are RMS-normalised per head (Qwen3)."""
+
+    sliding_window: int | None = None
+    """Keys a query sees, itself included, in the windowed layers; `null` for all."""
+
+    sliding_window_from_layer: int = 0
+    """First windowed layer; those below see everything."""
+
+    tie_embeddings: bool = False
+    """Whether the output projection is the embedding."""
+
+    moe: MoeConfig | None = None
+    """Mixture-of-experts layers, if any."""
+
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            divisors = [d for d in range(1, self.num_heads + 1) if self.num_heads % d == 0]
+            raise ValueError(
+                f"model.num_kv_heads={self.num_kv_heads} does not divide num_heads="
+                f"{self.num_heads}; choose one of {divisors}"
+            )
+        if not self.head_dim and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} is not a multiple of num_heads="
+                f"{self.num_heads}; change one of them or set model.head_dim"
+            )
+        if self.resolved_head_dim % 2:
+            raise ValueError(
+                f"model.head_dim={self.resolved_head_dim} must be even for rotary positions"
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"model.sliding_window must be positive, got {self.sliding_window}")
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether block `layer` (0-based) routes its tokens to experts."""
+        if self.moe is None or layer < self.moe.first_dense_layers:
+            return False
+        return (layer - self.moe.first_dense_layers) % self.moe.every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Architecture):
+    """The recipe's `model` section: a Hugging Face folder, or an architecture written down."""
+
+    path: str | None = None
+    """Hugging Face folder to take architecture, weights and tokenizer from."""
+
+    load_weights: bool = True
+    """With `path`: whether its weights are loaded; false trains that architecture from scratch."""

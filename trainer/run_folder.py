@@ -1,0 +1,97 @@
+"""Where a run keeps its files (README, "The run folder"), and its log of events."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, run: RunConfig) -> "RunFolder":
+        """The folder that a recipe's `run` section names."""
+        return cls(Path(run.dir).expanduser().absolute() / run.name)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def info(self) -> Path:
+        """Versions, commit, hosts and seed."""
+        return self.root / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON line per step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def plans(self) -> Path:
+        """A JSON line per step: the plan, predicted and measured terms."""
+        return self.root / "plans.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """A JSON line per event."""
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of step folders, with the pointer `latest`."""
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer the run trains with, as a Hugging Face folder."""
+        return self.root / "tokenizer"
+
+    @property
+    def exit(self) -> Path:
+        """How the run ended."""
+        return self.root / "exit.json"
+
+    def log(self, role: str, rank: int) -> Path:
+        """Output of one process."""
+        return self.root / "logs" / f"{role}-{rank}.log"
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write, so that lines of several processes do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, allow_nan=True) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` as a whole: readers see the old or the new text, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def append_event(path: Path, *, now_s: float, kind: str, step: int, **details: Any) -> None:
+    """Append to events.jsonl. `now_s` is seconds since the epoch."""
+    append_line(path, {"time": now_s, "kind": kind, "step": step, **details})
