@@ -26,8 +26,14 @@ class DeadlineConfig:
     """Until the first step is done."""
 
     def __post_init__(self) -> None:
-        for name in ("placing_s", "starting_s", "joining_s", "building_s", "loading_s",
-                     "first_step_s"):
+        for name in (
+            "placing_s",
+            "starting_s",
+            "joining_s",
+            "building_s",
+            "loading_s",
+            "first_step_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(
                     f"cluster.deadlines.{name} must be positive, got {getattr(self, name)}"

@@ -1,54 +1,40 @@
 """Create and destroy process groups; the only caller of `init_process_group` and `new_group`."""
 
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 
+from comms.config import RankEnvironment
 
-@dataclass(frozen=True, kw_only=True)
-class RankEnvironment:
-    """Who this process is among the ranks, and where they meet."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    host: str
-    """Name or address of this machine, for messages."""
-
-    master_address: str
-    master_port: int
-    device_type: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1
-    """Compute threads of this process."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device this rank computes on."""
-        if self.device_type == "cuda":
-            return torch.device("cuda", self.local_rank)
-        return torch.device("cpu")
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""How long a collective may wait for a peer before it fails."""
 
 
 def join(environment: RankEnvironment, *, deadline_s: float) -> None:
     """Meet the other ranks in the default group. All ranks call it, once per process.
 
-    gloo carries CPU tensors; on CUDA, NCCL carries the rest. Raises where a rank is missing after
-    `deadline_s`.
+    gloo carries CPU tensors; on CUDA, NCCL carries the rest. Raises `torch.distributed.DistError`
+    where a rank is missing after `deadline_s`.
     """
     cuda = environment.device_type == "cuda"
     if cuda:
-        torch.cuda.set_device(environment.device)
+        torch.cuda.set_device(environment.local_rank)
+    # A store of its own keeps two deadlines apart: meeting is short, a collective may be long.
+    store = dist.TCPStore(
+        environment.master_address,
+        environment.master_port,
+        environment.world_size,
+        is_master=environment.rank == 0,
+        timeout=timedelta(seconds=deadline_s),
+    )
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
-        init_method=f"tcp://{environment.master_address}:{environment.master_port}",
+        store=store,
         rank=environment.rank,
         world_size=environment.world_size,
-        timeout=timedelta(seconds=deadline_s),
-        device_id=environment.device if cuda else None,
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        device_id=torch.device(environment.device_name) if cuda else None,
     )
 
 
@@ -60,7 +46,26 @@ def side_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo")
 
 
+def broadcast_bytes(payload: bytes, *, group: dist.ProcessGroup) -> bytes:
+    """Give rank 0's bytes to all ranks of `group`, which all call it. Others pass b""."""
+    if group.size() == 1:
+        return payload
+    size = torch.tensor([len(payload)], dtype=torch.int64)
+    dist.broadcast(size, group_src=0, group=group)
+    if group.rank() == 0:
+        data = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    else:
+        data = torch.empty(int(size.item()), dtype=torch.uint8)
+    dist.broadcast(data, group_src=0, group=group)
+    return bytes(data.numpy())
+
+
 def leave() -> None:
     """Destroy all groups. Every rank calls it; calling it outside a group does nothing."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def device_of(environment: RankEnvironment) -> torch.device:
+    """The device a rank computes on."""
+    return torch.device(environment.device_name)

@@ -27,6 +27,8 @@ class ParallelConfig:
         for axis in ("replica", "shard"):
             degree = {"replica": self.replica, "shard": self.shard}[axis]
             if degree != "auto" and degree < 1:
-                raise ValueError(f"parallel.{axis} must be a positive integer or auto, got {degree}")
+                raise ValueError(
+                    f"parallel.{axis} must be a positive integer or auto, got {degree}"
+                )
         if self.bucket_bytes < 1:
             raise ValueError(f"parallel.bucket_bytes must be positive, got {self.bucket_bytes}")

@@ -3,9 +3,11 @@
 `watch(config)` returns an equal config whose field reads are recorded, nested sections included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
+
+from trainer.errors import RecipeError
 
 T = TypeVar("T")
 
@@ -59,3 +61,16 @@ def leaves_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves_of(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value
+
+
+def require_read(log: ReadLog, explicit: Mapping[str, str]) -> None:
+    """Refuse keys that were set and that nothing read. `explicit`: dotted key to where it was set.
+
+    Raises RecipeError naming every such key.
+    """
+    unread = sorted(set(explicit) - log.read)
+    if unread:
+        lines = [f"{explicit[key]}: {key} has no effect with these settings" for key in unread]
+        raise RecipeError(
+            "\n".join(lines) + "\nRemove them, or change the settings that make them idle."
+        )

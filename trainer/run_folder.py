@@ -92,6 +92,6 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def append_event(path: Path, *, now_s: float, kind: str, step: int, **details: Any) -> None:
+def append_event(log: Path, *, now_s: float, kind: str, step: int, **details: Any) -> None:
     """Append to events.jsonl. `now_s` is seconds since the epoch."""
-    append_line(path, {"time": now_s, "kind": kind, "step": step, **details})
+    append_line(log, {"time": now_s, "kind": kind, "step": step, **details})

@@ -41,8 +41,8 @@ class BatchArithmetic:
         """The derivation, in one line for people."""
         line = (
             f"{self.global_batch_tokens:,} tokens per step = {self.sequences_per_step} sequences × "
-            f"{self.seq_len}; {self.world_size} ranks × up to {self.sequences_per_device} sequences "
-            f"→ {self.rounds} round{'s' if self.rounds != 1 else ''}"
+            f"{self.seq_len}; {self.world_size} ranks × up to {self.sequences_per_device} sequences"
+            f" → {self.rounds} round{'s' if self.rounds != 1 else ''}"
         )
         if self.idle_slots:
             line += f", {self.idle_slots} idle rank-rounds"

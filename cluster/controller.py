@@ -1,0 +1,208 @@
+"""The driver's loop over running workers: read, show, watch, stop."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.failure import Failure, WorkersFailed, only_echoes
+from cluster.memory_watch import MemoryWatch
+from cluster.progress import Progress
+from cluster.reading import Outcome, Reading
+from cluster.signals import StopSignals
+from cluster.startup import ORDER, least_far, overrun
+from cluster.view import RunView
+from cluster.waiting import REPEAT_S
+from cluster.worker_group import Answers, WorkerGroup
+from trainer.errors import ExitCode
+from trainer.run_folder import append_event
+
+POLL_S = 0.25
+GRACE_S = 2.0
+"""After the first failure: how long others may still fail, since the cause can come second."""
+
+ECHO_GRACE_S = 20.0
+"""The same while all failures are lost connections: the death of a host is noticed late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Seconds and steps after which the controller acts."""
+
+    phases_s: dict[str, float]
+    """Per start-up phase of the workers."""
+
+    stop_grace_s: float
+    memory_alarm_steps: int
+
+
+@dataclass
+class _Seen:
+    """The newest reading of a rank and when it came, by the driver's clock."""
+
+    reading: Reading
+    at_s: float
+
+
+@dataclass(kw_only=True)
+class Controller:
+    """Supervises one group of workers from their first phase to their last."""
+
+    group: WorkerGroup
+    limits: Limits
+    view: RunView
+    stop: StopSignals
+    events: Path
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    progress: Progress = field(default_factory=Progress, init=False)
+    _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
+    _phase: str = field(default="starting", init=False)
+    _said_s: float = field(default=0.0, init=False)
+    _began_s: float = field(default=0.0, init=False)
+    _stopping_s: float | None = field(default=None, init=False)
+    _memory: MemoryWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._memory = MemoryWatch(horizon_steps=self.limits.memory_alarm_steps)
+        self._began_s = self._said_s = self.clock()
+
+    def supervise(self) -> Outcome:
+        """Until all ranks are done. Raises WorkersFailed with all failures there are."""
+        while True:
+            answers = self.group.read(timeout_s=POLL_S)
+            self._take(answers)
+            failures = self._failures(answers)
+            if failures:
+                raise WorkersFailed(self._collect(failures))
+            if self._all_done():
+                outcome = self._seen[0].reading.outcome
+                assert outcome is not None
+                return outcome
+            self._say_phase()
+            self._watch_deadlines()
+            self._watch_stop()
+            self.sleep(POLL_S)
+
+    def _take(self, answers: Answers) -> None:
+        """Remember readings; show steps and alarms."""
+        for reading in answers.readings:
+            self._seen[reading.rank] = _Seen(reading, self.clock())
+            for record in self.progress.advance(reading.reports):
+                self.view.step(record)
+            self._watch_memory(reading)
+
+    def _failures(self, answers: Answers) -> list[Failure]:
+        raised = [reading.failure for reading in answers.readings if reading.failure]
+        failures = [*raised, *answers.failures]
+        for failure in failures:
+            self.group.drop(failure.rank)
+        return failures
+
+    def _collect(self, failures: list[Failure]) -> list[Failure]:
+        """Wait for what other ranks have to say; those who stay silent are listed too."""
+        began_s = self.clock()
+        while len(failures) < len(self.group.places):
+            grace_s = ECHO_GRACE_S if only_echoes(failures) else GRACE_S
+            if self.clock() - began_s > grace_s:
+                break
+            self.sleep(POLL_S)
+            answers = self.group.read(timeout_s=POLL_S)
+            self._take(answers)
+            failures.extend(self._failures(answers))
+        return failures + self._silent(failures, began_s)
+
+    def _silent(self, failures: Sequence[Failure], since_s: float) -> list[Failure]:
+        failed = {failure.rank for failure in failures}
+        silent = []
+        for rank, seen in self._seen.items():
+            if rank in failed or seen.at_s >= since_s:
+                continue
+            elapsed_s = self.clock() - seen.at_s
+            error = f"the worker has not answered for {elapsed_s:.0f} s"
+            silent.append(self._blame(rank, error, kind_silent=True))
+        return silent
+
+    def _all_done(self) -> bool:
+        return len(self._seen) == len(self.group.places) and all(
+            seen.reading.outcome for seen in self._seen.values()
+        )
+
+    def _phases(self) -> dict[int, tuple[str, float]]:
+        """Phase and seconds spent in it, by rank; a rank that never answered is starting."""
+        now_s = self.clock()
+        phases = {place.rank: ("starting", now_s - self._began_s) for place in self.group.places}
+        for rank, seen in self._seen.items():
+            phases[rank] = (seen.reading.phase, seen.reading.elapsed_s + now_s - seen.at_s)
+        return phases
+
+    def _say_phase(self) -> None:
+        if self._stopping_s is not None:
+            return
+        phases = self._phases()
+        phase, ranks = least_far({rank: own for rank, (own, _) in phases.items()})
+        now_s = self.clock()
+        if phase != self._phase:
+            self._phase, self._said_s = phase, now_s
+            self.view.phase(phase, "")
+        elif ORDER.index(phase) < ORDER.index("training") and now_s - self._said_s >= REPEAT_S:
+            self._said_s = now_s
+            whom = ", ".join(f"rank {rank} on {self.group.places[rank].host}" for rank in ranks)
+            self.view.phase(phase, f"{phases[ranks[0]][1]:.0f} s; waiting for {whom}")
+
+    def _watch_deadlines(self) -> None:
+        late = overrun(self._phases(), self.limits.phases_s, self.group.places)
+        if late:
+            raise WorkersFailed([self._blame(*late)])
+
+    def _watch_stop(self) -> None:
+        """Pass a signal on to the workers, and give up on those that do not end in time."""
+        if not self.stop.requested:
+            return
+        if self._stopping_s is None:
+            self._stopping_s = self.clock()
+            self.view.phase("stopping", f"{self.stop.name}: saving, then ending")
+            self.group.request_stop()
+        if self.clock() - self._stopping_s > self.limits.stop_grace_s:
+            phases = {rank: phase for rank, (phase, _) in self._phases().items()}
+            rank = least_far(phases)[1][0]
+            error = (
+                f"{self.stop.name}: not saved within {self.limits.stop_grace_s:g} s; raise "
+                "cluster.stop_grace_s. The newest complete checkpoint is the one before"
+            )
+            raise WorkersFailed([self._blame(rank, error)])
+
+    def _watch_memory(self, reading: Reading) -> None:
+        host = self.group.places[reading.rank].host
+        here = {
+            rank: seen.reading
+            for rank, seen in self._seen.items()
+            if self.group.places[rank].host == host
+        }
+        alarm = self._memory.add(reading, host, here)
+        if alarm:
+            self.view.warning(alarm)
+            append_event(
+                self.events,
+                now_s=time.time(),
+                kind="memory_slope",
+                step=reading.step,
+                host=host,
+                rank=reading.rank,
+                cause=alarm,
+            )
+
+    def _blame(self, rank: int, error: str, *, kind_silent: bool = False) -> Failure:
+        """A failure found from outside the process."""
+        seen = self._seen.get(rank)
+        return Failure(
+            kind="silent" if kind_silent else "raised",
+            rank=rank,
+            host=self.group.places[rank].host,
+            phase=seen.reading.phase if seen else "starting",
+            step=seen.reading.step if seen else 0,
+            error=error,
+            exit_code=ExitCode.INFRASTRUCTURE,
+            time_s=time.time(),
+        )

@@ -1,0 +1,66 @@
+"""What a training process is told, and how it talks back. Neither torch nor ray."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from cluster.reading import Outcome, Place
+from trainer.config import JobConfig
+from trainer.status import Status
+
+REPORTS_KEPT = 4096
+"""Reports that wait for a driver that does not ask; the files on disk hold all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSpec:
+    """Everything one rank is told."""
+
+    place: Place
+    world_size: int
+    master_address: str
+    master_port: int
+    device_type: Literal["cpu", "cuda"]
+    threads: int
+    project: str
+    """Label on exported metrics."""
+
+    job: JobConfig
+    explicit: Mapping[str, str]
+    """Keys of the job that the recipe set, and where."""
+
+
+class RankControl:
+    """Shared by the training thread and the thread that answers the driver."""
+
+    def __init__(self) -> None:
+        self.status = Status()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._reports: deque[dict[str, Any]] = deque(maxlen=REPORTS_KEPT)
+
+    def request_stop(self) -> None:
+        """Ask the training thread to save and end."""
+        self._stop.set()
+
+    def should_stop(self) -> bool:
+        """Whether it was asked."""
+        return self._stop.is_set()
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Hand over what one step measured. The training thread calls it."""
+        with self._lock:
+            self._reports.append(record)
+
+    def take_reports(self) -> tuple[dict[str, Any], ...]:
+        """Reports not taken yet, oldest first."""
+        with self._lock:
+            taken = tuple(self._reports)
+            self._reports.clear()
+        return taken
+
+
+RankJob: TypeAlias = Callable[[RankSpec, RankControl], Outcome]
+"""The work of one rank, from joining the others to its end."""

@@ -1,0 +1,179 @@
+"""Send a recipe to a Ray cluster as a job, and follow it to its end."""
+
+import asyncio
+import json
+import math
+import shlex
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
+
+from cluster.config import ClusterConfig
+from cluster.environment import RAY_DEFAULTS, set_unless_set
+from cluster.ray_connect import reread_settings
+from cluster.staging import RECIPE, list_sources, source_root, stage, summary
+from cluster.view import RunView
+from trainer.config import JobConfig
+from trainer.errors import ExitCode, ResourceError
+from trainer.run_folder import RunFolder
+
+_POLL_S = 0.5
+_STOP_MARGIN_S = 30
+"""Beyond the grace to save: ending the workers and writing exit.json."""
+
+_FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+def submit(
+    job: JobConfig,
+    cluster: ClusterConfig,
+    *,
+    recipe_text: str,
+    address: str,
+    view: RunView,
+    submission_id: str | None = None,
+) -> ExitCode:
+    """Run a recipe as a Ray job at `address` (http://HEAD:8265) and return its exit code.
+
+    The job's output goes to `view.note`, line by line. Interrupting this process leaves the job
+    running. `submission_id` names the job; submitting one id twice is refused by Ray. Raises
+    ResourceError where the cluster cannot be reached or refuses.
+    """
+    set_unless_set(RAY_DEFAULTS)
+    reread_settings()
+    client = _client(address)
+    began_s = time.time()
+    name = submission_id or f"{job.run.name}-{uuid.uuid4().hex[:8]}"
+    overrides = absolute_paths(job, Path.cwd()) | {
+        "run.name": job.run.name,
+        "cluster.address": "auto",
+    }
+    _send(client, name, recipe_text, overrides, cluster.stop_grace_s, view)
+    view.note(
+        f"submitted {name}; stop it with `ray job stop {name} --address {address}`, which saves "
+        "first"
+    )
+    asyncio.run(_follow(client, name, view))
+    info = _await_end(client, name)
+    folder = RunFolder.of(job.run)
+    return exit_code_of(info, written_code(folder, since_s=began_s))
+
+
+def entrypoint(overrides: Mapping[str, str]) -> str:
+    """The shell command of the job. `exec`, so that a stop reaches our process and not a shell
+    that ends before it."""
+    words = [f"{key}={value}" for key, value in overrides.items()]
+    return "exec python -m recipes.cli run " + shlex.join([RECIPE, *words])
+
+
+def absolute_paths(job: JobConfig, cwd: Path) -> dict[str, str]:
+    """Overrides for relative paths of the recipe: the job runs in another folder.
+
+    The run folder always; others where they name something that exists below `cwd`.
+    """
+    overrides = {"run.dir": str((cwd / Path(job.run.dir).expanduser()).absolute())}
+    named = {
+        "model.path": job.model.path,
+        "data.source": job.data.source,
+        "data.tokenizer": job.data.tokenizer,
+        "run.resume": job.run.resume,
+    }
+    for key, value in named.items():
+        if value and not Path(value).is_absolute() and (cwd / value).exists():
+            overrides[key] = str((cwd / value).absolute())
+    return overrides
+
+
+def exit_code_of(info: JobInfo, written: ExitCode | None) -> ExitCode:
+    """The run's own code where it is known, else what Ray's status comes to."""
+    if written is not None:
+        return written
+    if info.driver_exit_code in set(ExitCode):
+        return ExitCode(info.driver_exit_code)
+    by_status = {JobStatus.SUCCEEDED: ExitCode.DONE, JobStatus.STOPPED: ExitCode.STOPPED}
+    return by_status.get(info.status, ExitCode.INFRASTRUCTURE)
+
+
+def written_code(folder: RunFolder, *, since_s: float) -> ExitCode | None:
+    """The code in exit.json, if the folder is visible here and the file is of this start."""
+    try:
+        record = json.loads(folder.exit.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return ExitCode(record["code"]) if record["time"] >= since_s else None
+
+
+def _client(address: str) -> JobSubmissionClient:
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ResourceError(_refused(address, str(error))) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise ResourceError(
+            f"no Ray dashboard answers at {address}: {error}. Give the address that `ray start "
+            "--head` printed, such as http://HEAD:8265; it listens on the head's loopback unless "
+            "started with --dashboard-host, so you may need an SSH tunnel"
+        ) from error
+
+
+def _refused(address: str, answer: str) -> str:
+    """Which side lacks what, from the answer of the cluster."""
+    if "invalid" in answer.lower():
+        fault = "the token here is not that of the cluster"
+    else:
+        fault = "the cluster asks for a token and this machine has none"
+    return (
+        f"{address} refused the submission: {fault}. Copy the head's ~/.ray/auth_token to this "
+        "machine's ~/.ray/auth_token, or point RAY_AUTH_TOKEN_PATH at it"
+    )
+
+
+def _send(
+    client: JobSubmissionClient,
+    name: str,
+    recipe_text: str,
+    overrides: Mapping[str, str],
+    stop_grace_s: float,
+    view: RunView,
+) -> None:
+    root = source_root()
+    files = list_sources(root)
+    view.note(summary(files))
+    # Ray's default of 3 s would end the run before it has saved.
+    wait_s = math.ceil(stop_grace_s) + _STOP_MARGIN_S
+    with tempfile.TemporaryDirectory(prefix="braid-") as folder:
+        stage(files, root, Path(folder), recipe_text)
+        try:
+            client.submit_job(
+                entrypoint=entrypoint(overrides),
+                submission_id=name,
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
+                },
+            )
+        except RuntimeError as error:
+            raise ResourceError(f"the cluster refused the job {name}: {error}") from error
+
+
+async def _follow(client: JobSubmissionClient, name: str, view: RunView) -> None:
+    rest = ""
+    async for chunk in client.tail_job_logs(name):
+        *lines, rest = (rest + chunk).split("\n")
+        for line in lines:
+            view.note(line)
+    if rest:
+        view.note(rest)
+
+
+def _await_end(client: JobSubmissionClient, name: str) -> JobInfo:
+    while True:
+        info = client.get_job_info(name)
+        if info.status in _FINAL:
+            return info
+        time.sleep(_POLL_S)

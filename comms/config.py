@@ -1,0 +1,27 @@
+"""Who a process is among the ranks. Pure data: neither torch nor ray."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnvironment:
+    """Who this process is, and where the ranks meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    host: str
+    """Name or address of this machine, for messages."""
+
+    master_address: str
+    master_port: int
+    device_type: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    """Compute threads of this process."""
+
+    @property
+    def device_name(self) -> str:
+        """The device this rank computes on, as torch names it."""
+        return f"cuda:{self.local_rank}" if self.device_type == "cuda" else "cpu"

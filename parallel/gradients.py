@@ -1,0 +1,25 @@
+"""What a training step needs of gradients, however the model is spread."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Gradients(Protocol):
+    """Gradients of all parameters, summed over ranks. All ranks call each method alike."""
+
+    def start_round(self, *, last: bool) -> None:
+        """Called before each forward and backward; `last` on the final one of a step."""
+
+    def finish(self) -> None:
+        """Called after the last backward of a step; returns when all sums are there."""
+
+    def squared_norm(self) -> Tensor:
+        """Sum of squares of this rank's gradients, 0-dim fp32 on their device. Replicas hold the
+        same gradients, ranks of one shard line different ones."""
+
+    def scale(self, factor: float) -> None:
+        """Multiply all gradients in place. Called between `finish` and the optimizer."""
+
+    def zero(self) -> None:
+        """Forget all gradients. Called once per step, after the optimizer."""

@@ -1,0 +1,173 @@
+"""What a recipe comes to before anything is started: batch, parameters, layout, memory."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.layout import Layout, resolve_layout
+from recipes.load import LoadedRecipe
+from recipes.wording import GIB, count, gib
+from trainer.errors import RecipeError
+from trainer.model.config import Architecture
+from trainer.model.resolve import resolve_architecture
+from trainer.model.size import active_parameter_count, parameter_count
+from trainer.planner.batch import BatchArithmetic
+
+WEIGHT_BYTES = 4
+GRADIENT_BYTES = 4
+MOMENT_BYTES = 8
+"""fp32 master weight, its gradient, and the two moments of AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """The figures of one recipe."""
+
+    name: str
+    architecture: Architecture
+    batch: BatchArithmetic
+    parameters: int
+    active_parameters: int
+    layout: Layout
+    device_bytes: int
+    """Memory of one rank."""
+
+    device_note: str
+    """Where that figure comes from."""
+
+    @property
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes per rank that stay for the whole run. Activations come on top."""
+        held = -(-self.parameters // self.layout.shard)
+        return {
+            "weights": held * WEIGHT_BYTES,
+            "gradients": held * GRADIENT_BYTES,
+            "optimizer": held * MOMENT_BYTES,
+        }
+
+    @property
+    def fits(self) -> bool:
+        """Whether these bytes alone leave room on the device."""
+        return sum(self.state_bytes.values()) < self.device_bytes
+
+    def record(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "name": self.name,
+            "batch": {
+                **asdict(self.batch),
+                "sequences_per_step": self.batch.sequences_per_step,
+                "sequences_per_device": self.batch.sequences_per_device,
+                "rounds": self.batch.rounds,
+                "idle_slots": self.batch.idle_slots,
+            },
+            "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
+            "layout": asdict(self.layout),
+            "state_bytes_per_rank": self.state_bytes,
+            "device_bytes": self.device_bytes,
+            "device_note": self.device_note,
+            "fits": self.fits,
+            "architecture": asdict(self.architecture),
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For people."""
+        state = self.state_bytes
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in state.items())
+        active = ""
+        if self.active_parameters != self.parameters:
+            active = f", of which a token passes {count(self.active_parameters)}"
+        verdict = (
+            "activations come on top"
+            if self.fits
+            else "does not fit: raise parallel.shard and cluster.num_workers"
+        )
+        return [
+            ("batch", self.batch.explain()),
+            ("parameters", f"{count(self.parameters)} ({self.parameters:,}){active}"),
+            ("layout", f"replica {self.layout.replica} × shard {self.layout.shard}"),
+            ("memory per rank", f"{gib(sum(state.values()))} = {parts}; {verdict}"),
+            ("device memory", f"{gib(self.device_bytes)}, {self.device_note}"),
+        ]
+
+
+def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
+    """Work out the figures. `device_memory_gib` is a GPU's; without GPUs it is this machine's
+    memory that counts.
+
+    Raises RecipeError where the parts of the recipe do not fit together.
+    """
+    recipe = loaded.recipe
+    ranks = recipe.cluster.num_workers
+    architecture = resolve_architecture(recipe.model, vocabulary_rows(loaded))
+    parameters = parameter_count(architecture)
+    if recipe.cluster.gpus_per_worker:
+        device_bytes = int(device_memory_gib * GIB)
+        device_note = "assumed; say otherwise with --device-memory-gib"
+    else:
+        device_bytes = host_memory_bytes() // ranks
+        device_note = "an even part of this machine's memory"
+    state_bytes = parameters * (WEIGHT_BYTES + GRADIENT_BYTES + MOMENT_BYTES)
+    return CheckReport(
+        name=recipe.run.name,
+        architecture=architecture,
+        batch=BatchArithmetic(
+            global_batch_tokens=recipe.train.global_batch_tokens,
+            seq_len=recipe.data.seq_len,
+            max_tokens_per_device=recipe.train.max_tokens_per_device,
+            world_size=ranks,
+        ),
+        parameters=parameters,
+        active_parameters=active_parameter_count(architecture),
+        layout=_layout(loaded, state_bytes=state_bytes, device_bytes=device_bytes),
+        device_bytes=device_bytes,
+        device_note=device_note,
+    )
+
+
+def host_memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def vocabulary_rows(loaded: LoadedRecipe) -> int:
+    """Size of the tokenizer that the recipe will use, without reading any data."""
+    data, model = loaded.recipe.data, loaded.recipe.model
+    source = model.path if data.tokenizer == "auto" else data.tokenizer
+    if source is None:
+        return data.vocab_size
+    # Only here, so that most recipes are checked without the tokenizer library.
+    from trainer.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(Path(source)).vocab_size
+
+
+def dry_build(architecture: Architecture) -> int:
+    """Build the model without memory, and count the parameters that it really has."""
+    # Torch takes seconds to import, and only this function needs it.
+    import torch
+
+    from trainer.model.decoder import Decoder
+
+    with torch.device("meta"):
+        model = Decoder(architecture)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _layout(loaded: LoadedRecipe, *, state_bytes: int, device_bytes: int) -> Layout:
+    parallel, origins = loaded.recipe.parallel, loaded.origins
+    try:
+        return resolve_layout(
+            parallel,
+            world_size=loaded.recipe.cluster.num_workers,
+            state_bytes=state_bytes,
+            device_bytes=device_bytes,
+        )
+    except ValueError as error:
+        places = ", ".join(
+            f"{key} at {origins[key]}"
+            for key in ("parallel.replica", "parallel.shard", "cluster.num_workers")
+        )
+        raise RecipeError(f"{error} ({places})") from None

@@ -1,0 +1,136 @@
+"""Whether a recipe's losses depend on how many ranks train it, or in how many rounds.
+
+Every variant trains the same first steps on the CPU in fp32, in processes of this machine, without
+Ray. Losses and gradient norms are compared with those of one rank in one round.
+"""
+
+import multiprocessing
+import socket
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parallel.config import ParallelConfig
+from trainer.config import CheckpointConfig, JobConfig
+from trainer.errors import InfrastructureError, RecipeError
+
+RELATIVE_BOUND = 1e-4
+"""On the losses of the first steps. One fp32 sum in another order differs by some 1e-7; updates
+carry such differences on and enlarge them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to spread the same global batch."""
+
+    replica: int
+    shard: int
+    rounds: int
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes."""
+        return self.replica * self.shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A variant's losses beside those of one rank in one round."""
+
+    variant: Variant
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    largest_difference: float
+    """Relative, over all losses."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the losses agree within the bound."""
+        return self.largest_difference <= RELATIVE_BOUND
+
+
+def variants_of(job: JobConfig, worlds: Sequence[int], rounds: Sequence[int]) -> list[Variant]:
+    """All that the recipe's batch can be split into, one rank in one round first."""
+    sequences = job.train.global_batch_tokens // job.data.seq_len
+    found = [
+        Variant(replica=replica, shard=world // replica, rounds=count)
+        for world in worlds
+        for replica in sorted({world, 1}, reverse=True)
+        for count in rounds
+        if sequences % (world * count) == 0
+    ]
+    alone = Variant(replica=1, shard=1, rounds=1)
+    if len([v for v in found if v != alone]) == 0:
+        raise RecipeError(
+            f"train.global_batch_tokens={job.train.global_batch_tokens} is {sequences} sequences, "
+            f"which no choice of {list(worlds)} ranks and {list(rounds)} rounds divides; raise it"
+        )
+    return [alone, *(v for v in found if v != alone)]
+
+
+def compare(job: JobConfig, variants: Sequence[Variant], *, steps: int) -> list[Comparison]:
+    """Train `steps` steps in every variant. The first variant is the reference."""
+    comparisons: list[Comparison] = []
+    for variant in variants:
+        losses, norms = _train(job, variant, steps=steps)
+        reference = comparisons[0].losses if comparisons else losses
+        difference = max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
+        comparisons.append(
+            Comparison(
+                variant=variant, losses=losses, grad_norms=norms, largest_difference=difference
+            )
+        )
+    return comparisons
+
+
+def _train(
+    job: JobConfig, variant: Variant, *, steps: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    with tempfile.TemporaryDirectory(prefix="braid-invariance-") as folder:
+        config = _spread(job, variant, steps=steps, folder=folder)
+        context = multiprocessing.get_context("spawn")
+        reports = context.SimpleQueue()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        workers = [
+            context.Process(target=_work, args=(config, rank, variant.ranks, port, reports))
+            for rank in range(variant.ranks)
+        ]
+        for worker in workers:
+            worker.start()
+        rows = [reports.get() for _ in range(steps)] if _alive(workers, reports) else []
+        for worker in workers:
+            worker.join()
+        if len(rows) < steps or any(worker.exitcode for worker in workers):
+            raise InfrastructureError(
+                f"{variant} did not train: exit codes {[w.exitcode for w in workers]}; run the "
+                "recipe with braid run to see why"
+            )
+    return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
+
+
+def _alive(workers: Sequence[Any], reports: Any) -> bool:
+    """Wait for the first report; false when a worker has ended without one."""
+    while reports.empty():
+        if any(not worker.is_alive() for worker in workers):
+            return not reports.empty()
+        workers[0].join(timeout=0.05)
+    return True
+
+
+def _spread(job: JobConfig, variant: Variant, *, steps: int, folder: str) -> JobConfig:
+    tokens = job.train.global_batch_tokens // (variant.ranks * variant.rounds)
+    return replace(
+        job,
+        run=replace(job.run, dir=folder, name="variant", resume="never"),
+        train=replace(
+            job.train,
+            steps=max(steps, job.sched.warmup_steps),
+            max_tokens_per_device=tokens,
+            precision="fp32",
+        ),
+        parallel=ParallelConfig(replica=variant.replica, shard=variant.shard),
+        checkpoint=CheckpointConfig(interval_steps=0, rehearse=False),
+    )

@@ -1,0 +1,109 @@
+"""Decisions are pure: they load neither torch nor ray, read no clock and start no threads.
+
+Configuration, layout, schedules, the planner, staleness and the watchdog can be tested, and used
+in a simulator, on their own. What a command line needs before a worker exists is light as well.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatch
+
+import pytest
+from source_tree import REPOSITORY, Source, imports, package_sources, planted
+
+PURE = (
+    "*/config.py",
+    "parallel/layout.py",
+    "offload/schedule.py",
+    "trainer/planner/*.py",
+    "trainer/rl/staleness.py",
+    "cluster/watchdog.py",
+    "recipes/schema.py",
+)
+LIGHT = (
+    "recipes/cli.py",
+    "recipes/load.py",
+    "trainer/data/packing.py",
+    "trainer/data/sequence.py",
+    "trainer/errors.py",
+    "trainer/metrics.py",
+    "trainer/model/size.py",
+    "trainer/reads.py",
+    "trainer/run_folder.py",
+    "trainer/status.py",
+)
+DRIVER = ("cluster/launch.py", "cluster/submit.py")
+"""They need Ray; torch would cost them a second before the first worker can start."""
+
+HEAVY = ("torch", "ray")
+IMPURE = {"asyncio", "concurrent", "datetime", "multiprocessing", "random", "secrets"} | {
+    "signal",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+}
+
+PROBE = """
+import importlib, json, sys
+found = []
+for name in sys.argv[2:]:
+    before = set(sys.modules)
+    importlib.import_module(name)
+    heavy = {module.split(".")[0] for module in set(sys.modules) - before}
+    found += [f"{name} loads {library}" for library in sys.argv[1].split(",") if library in heavy]
+print(json.dumps(found))
+"""
+
+
+def chosen(sources: Sequence[Source], patterns: Sequence[str]) -> list[Source]:
+    """The sources whose path fits one of `patterns`."""
+    return [s for s in sources if any(fnmatch(s.path, pattern) for pattern in patterns)]
+
+
+def heavy_imports(modules: Sequence[str], libraries: Sequence[str]) -> list[str]:
+    """Which of `modules`, imported one after the other in a fresh interpreter, load a library."""
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, ",".join(libraries), *modules],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def impurities(sources: Sequence[Source]) -> list[str]:
+    """Imports that bring a clock, chance, threads or other processes."""
+    return [str(found) for found in imports(sources) if found.top in IMPURE]
+
+
+def test_decisions_load_neither_torch_nor_ray():
+    modules = [source.module for source in chosen(package_sources(), PURE + LIGHT)]
+    assert "parallel.layout" in modules
+    assert "trainer.planner.plan" in modules
+    assert heavy_imports(modules, HEAVY) == []
+
+
+def test_the_driver_of_a_cluster_loads_no_torch():
+    modules = [source.module for source in chosen(package_sources(), DRIVER)]
+    assert "cluster.launch" in modules
+    assert heavy_imports(modules, ["torch"]) == []
+
+
+def test_decisions_read_no_clock_and_start_no_threads():
+    pure = chosen(package_sources(), PURE)
+    assert len(pure) > 5
+    assert impurities(pure) == []
+
+
+def test_a_heavy_import_is_found():
+    assert heavy_imports(["json", "ctypes.util"], ["ctypes"]) == ["ctypes.util loads ctypes"]
+
+
+@pytest.mark.parametrize("text", ["import time", "def f():\n    from threading import Lock"])
+def test_an_impure_import_is_found(text):
+    assert len(impurities([planted("trainer/planner/x.py", text)])) == 1

@@ -1,0 +1,106 @@
+"""Any layout gives the gradients of one rank, and counts the bytes of the formula."""
+
+import pytest
+import torch
+from torch import nn
+
+from comms.ledger import Ledger
+from parallel.apply import gradients_of, parallelize
+from parallel.config import ParallelConfig
+from parallel.layout import Layout
+from parallel.mesh import build_mesh
+from tests.ranks import run_on_ranks
+
+
+class _Stack(nn.Module):
+    """Blocks of odd sizes, so that shards are uneven and some are empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(5, 5, bias=True) for _ in range(3))
+        self.head = nn.Linear(5, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.head(x).square().sum()
+
+
+def _model() -> _Stack:
+    torch.manual_seed(0)
+    return _Stack()
+
+
+def _rows(rank: int, number: int) -> torch.Tensor:
+    return torch.randn(4, 5, generator=torch.Generator().manual_seed(10 * rank + number))
+
+
+def _step(rank: int, layout: Layout, rounds: int, config: ParallelConfig) -> dict:
+    model, ledger = _model(), Ledger()
+    mesh = build_mesh(layout, "cpu")
+    parallelize(
+        model,
+        blocks=list(model.blocks),
+        mesh=mesh,
+        config=config,
+        param_dtype=torch.float32,
+        compile_blocks=False,
+        ledger=ledger,
+    )
+    gradients = gradients_of(model, mesh=mesh, config=config, ledger=ledger)
+    for number in range(rounds):
+        gradients.start_round(last=number == rounds - 1)
+        model(_rows(rank, number)).backward()
+    gradients.finish()
+    squares = float(gradients.squared_norm())
+    gradients.scale(2.0)
+    full = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        grad = parameter.grad
+        full[name] = grad.full_tensor() if layout.shard > 1 else grad.clone()
+    sent, waited_s = ledger.take()
+    gradients.zero()
+    return {"grads": full, "squares": squares, "sent": sent, "waited_s": waited_s}
+
+
+@pytest.mark.parametrize(
+    ("layout", "rounds"),
+    [
+        (Layout(replica=2), 2),
+        (Layout(shard=2), 1),
+        (Layout(shard=3), 2),
+        (Layout(replica=2, shard=2), 3),
+        (Layout(shard=4), 1),
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_one_rank(layout, rounds):
+    reference = _model()
+    for rank in range(layout.world_size):
+        for number in range(rounds):
+            reference(_rows(rank, number)).backward()
+    wanted = {n: 2 * p.grad for n, p in reference.named_parameters() if p.grad is not None}
+    results = run_on_ranks(layout.world_size, _step, layout, rounds, ParallelConfig())
+    for result in results:
+        for name, grad in result["grads"].items():
+            torch.testing.assert_close(grad, wanted[name], rtol=1e-5, atol=1e-5)
+    norm = sum(r["squares"] for r in results) / layout.replica
+    assert norm == pytest.approx(sum(float((g / 2).square().sum()) for g in wanted.values()), 1e-4)
+
+
+def test_sharded_bytes_are_those_of_the_formula():
+    results = run_on_ranks(
+        4, _step, Layout(replica=2, shard=2), 2, ParallelConfig(reshard_after_forward=True)
+    )
+    # FSDP2 pads every tensor's rows to a multiple of the ranks: 5 rows to 6, 3 to 4.
+    block, head = 4 * (6 * 5 + 6), 4 * (4 * 5)
+    gathered = 2 * 3 * block + head  # blocks again in backward, the root only once
+    scattered = 3 * block + head
+    # The last block is not freed between its forward and its backward.
+    for result in results:
+        sent = result["sent"]
+        assert sent["shard/reduce_scatter"] == 2 * scattered // 2
+        assert sent["replica/all_reduce"] == 2 * (scattered // 2) * 1 // 2
+        assert sent["shard/all_gather"] in (2 * gathered // 2, 2 * (gathered - block) // 2)
+        assert result["waited_s"] > 0

@@ -1,0 +1,64 @@
+"""Run a function on several gloo ranks of this machine and get its results back."""
+
+import multiprocessing
+import pickle
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from comms import groups
+from comms.config import RankEnvironment
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment_of(rank: int, ranks: int, port: int) -> RankEnvironment:
+    """A rank of a world that is all on this machine."""
+    return RankEnvironment(
+        rank=rank,
+        world_size=ranks,
+        local_rank=rank,
+        local_world_size=ranks,
+        host="127.0.0.1",
+        master_address="127.0.0.1",
+        master_port=port,
+    )
+
+
+def run_on_ranks(ranks: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`body(rank, *arguments)` of every rank, in processes that have joined a gloo group."""
+    # One server imports torch, and every rank is forked from it: starting a rank takes no time.
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.tensor", "safetensors"])
+    results = multiprocessing.get_context("forkserver").SimpleQueue()
+    context = torch.multiprocessing.start_processes(
+        _enter,
+        (ranks, free_port(), body, arguments, results),
+        nprocs=ranks,
+        join=False,
+        start_method="forkserver",
+    )
+    # Read before joining: a process does not end while its result waits in a full pipe.
+    found: dict[int, Any] = {}
+    while not context.join(timeout=0.05):
+        while not results.empty():
+            found.update([results.get()])
+    while not results.empty():
+        found.update([results.get()])
+    return [pickle.loads(found[rank]) for rank in range(ranks)]
+
+
+def _enter(
+    rank: int, ranks: int, port: int, body: Callable[..., Any], arguments: Any, results: Any
+) -> None:
+    torch.set_num_threads(1)
+    groups.join(environment_of(rank, ranks, port), deadline_s=30)
+    # As bytes: a tensor would be shared with a process that has ended when it is looked at.
+    results.put((rank, pickle.dumps(body(rank, *arguments))))
+    groups.leave()

@@ -1,0 +1,50 @@
+"""Lines are whole, files are replaced as a whole, and a status can be read while it changes."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from trainer.config import RunConfig
+from trainer.run_folder import RunFolder, append_event, append_line, write_atomically
+from trainer.status import Status
+
+
+def test_a_run_folder_is_absolute_and_named_by_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder.of(RunConfig(name="first", dir="runs"))
+    assert folder.root == tmp_path / "runs" / "first"
+    assert folder.log("worker", 3) == folder.root / "logs" / "worker-3.log"
+
+
+def test_lines_of_several_writers_do_not_mix(tmp_path):
+    path = tmp_path / "deep" / "lines.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: append_line(path, {"n": n, "pad": "x" * 2000}), range(200)))
+    numbers = [json.loads(line)["n"] for line in path.read_text().splitlines()]
+    assert sorted(numbers) == list(range(200))
+
+
+def test_an_event_says_when_what_and_where(tmp_path):
+    append_event(tmp_path / "events.jsonl", now_s=5.0, kind="resumed", step=3, path="p")
+    assert json.loads((tmp_path / "events.jsonl").read_text()) == {
+        "time": 5.0,
+        "kind": "resumed",
+        "step": 3,
+        "path": "p",
+    }
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_status_keeps_its_step_until_told_otherwise():
+    ticks = iter([1.0, 2.0, 3.0])
+    status = Status(clock=lambda: next(ticks))
+    status.enter("training", 4)
+    status.enter("stopping")
+    moment = status.read()
+    assert (moment.phase, moment.step, moment.since_s) == ("stopping", 4, 3.0)

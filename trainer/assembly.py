@@ -1,0 +1,133 @@
+"""Model, gradients and optimizer of one rank, from configuration to filled tensors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from comms.config import RankEnvironment
+from comms.groups import device_of
+from comms.ledger import Ledger
+from parallel.apply import gradients_of, parallelize
+from parallel.gradients import Gradients
+from parallel.layout import Layout, resolve_layout
+from parallel.mesh import build_mesh
+from parallel.shard import fsdp_modules
+from trainer.config import JobConfig, TrainConfig
+from trainer.errors import RecipeError
+from trainer.measure import measure_hardware
+from trainer.memory import device_capacity_bytes
+from trainer.model.config import Architecture
+from trainer.model.decoder import Decoder
+from trainer.model.hf_weights import load_hf_weights
+from trainer.model.init import init_weights
+from trainer.model.resolve import resolve_architecture
+from trainer.model.size import flops_per_token, parameter_count
+from trainer.optim import build_adamw
+from trainer.planner.batch import BatchArithmetic
+from trainer.planner.costs import ModelCost
+from trainer.planner.fixed import FixedPlanner
+
+STATE_BYTES_PER_PARAMETER = 16
+"""fp32 master weight, gradient and two moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """What is trained, and how it is spread."""
+
+    architecture: Architecture
+    layout: Layout
+    dtype: torch.dtype
+    """Of forward and backward."""
+
+    model: Decoder
+    gradients: Gradients
+    optimizer: torch.optim.AdamW
+
+
+def assemble(
+    config: JobConfig, environment: RankEnvironment, *, tokenizer_vocab: int, ledger: Ledger
+) -> Assembly:
+    """Build on meta, spread, allocate, fill. All ranks call it, after joining.
+
+    Weights come from `model.path` or from (seed, name, position) alone, so that any layout starts
+    from the same ones.
+    """
+    architecture = resolve_architecture(config.model, tokenizer_vocab)
+    layout = choose_layout(config, architecture, environment)
+    dtype = compute_dtype(config.train, environment)
+    mesh = build_mesh(layout, environment.device_type)
+    with torch.device("meta"):
+        model = Decoder(architecture)
+    parallelize(
+        model,
+        blocks=list(model.layers),
+        mesh=mesh,
+        config=config.parallel,
+        param_dtype=dtype,
+        compile_blocks=config.train.compile,
+        ledger=ledger,
+    )
+    model.to_empty(device=device_of(environment))
+    init_weights(model, config.run.seed)
+    if config.model.path is not None and config.model.load_weights:
+        load_hf_weights(model, Path(config.model.path))
+    return Assembly(
+        architecture=architecture,
+        layout=layout,
+        dtype=dtype,
+        model=model,
+        gradients=gradients_of(model, mesh=mesh, config=config.parallel, ledger=ledger),
+        optimizer=build_adamw(model, config.optim),
+    )
+
+
+def choose_layout(
+    config: JobConfig, architecture: Architecture, environment: RankEnvironment
+) -> Layout:
+    """Resolve the axis sizes. Raises RecipeError where they do not fit the ranks."""
+    state_bytes = STATE_BYTES_PER_PARAMETER * parameter_count(architecture)
+    capacity_bytes = device_capacity_bytes(
+        device_of(environment), ranks_on_host=environment.local_world_size
+    )
+    try:
+        return resolve_layout(
+            config.parallel,
+            world_size=environment.world_size,
+            state_bytes=state_bytes,
+            device_bytes=capacity_bytes,
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def compute_dtype(train: TrainConfig, environment: RankEnvironment) -> torch.dtype:
+    """Precision of forward and backward. `auto` is bf16 on CUDA and fp32 on CPU."""
+    if train.precision == "auto":
+        return torch.bfloat16 if environment.device_type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[train.precision]
+
+
+def build_planner(
+    config: JobConfig,
+    environment: RankEnvironment,
+    assembly: Assembly,
+    arithmetic: BatchArithmetic,
+) -> FixedPlanner:
+    """The planner with this machine's rates. All ranks call it: links are measured together."""
+    sharded = bool(fsdp_modules(assembly.model))
+    cost = ModelCost(
+        parameters=parameter_count(assembly.architecture),
+        flops_per_token=flops_per_token(assembly.architecture, context_tokens=config.data.seq_len),
+        sharded=sharded,
+        param_bytes=assembly.dtype.itemsize,
+        reshard_after_forward=sharded and config.parallel.reshard_after_forward,
+    )
+    return FixedPlanner(
+        layout=assembly.layout,
+        arithmetic=arithmetic,
+        activation="recompute" if config.train.recompute else "keep",
+        model=cost,
+        hardware=measure_hardware(device_of(environment)),
+    )

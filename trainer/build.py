@@ -1,0 +1,188 @@
+"""Join the parts of one training process: the one place that knows them all."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from comms.config import RankEnvironment
+from comms.groups import device_of, side_group
+from comms.ledger import Ledger
+from trainer.assembly import Assembly, assemble, build_planner
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.config import CheckpointConfig, JobConfig
+from trainer.data.corpus import Corpus
+from trainer.data.stream import TokenStream
+from trainer.data.tokenizer import Tokenizer
+from trainer.feed import StepFeed
+from trainer.job import Job, Listeners, Rules
+from trainer.model.size import flops_per_token
+from trainer.optim import updates_done
+from trainer.planner.batch import BatchArithmetic
+from trainer.planner.fixed import FixedPlanner
+from trainer.probe import probe_loss
+from trainer.progress import Progress
+from trainer.resume import Restored, restore
+from trainer.run_folder import RunFolder
+from trainer.saving import Saver, Snapshot
+from trainer.schedule import build_schedule
+from trainer.state import tensors_of
+from trainer.stopwatch import Stopwatch
+
+
+def build(
+    config: JobConfig,
+    environment: RankEnvironment,
+    *,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    listeners: Listeners,
+) -> Job:
+    """Make every part and join them. All ranks call it, after joining the default group."""
+    listeners.status.enter("building")
+    folder = RunFolder.of(config.run)
+    ledger = Ledger()
+    assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
+    arithmetic = batch_arithmetic(config, environment.world_size)
+    cursor = data_cursor(config, corpus, arithmetic)
+    listeners.status.enter("loading")
+    checkpoint_group = side_group()
+    restored = restore(
+        config.run.resume,
+        folder=folder,
+        environment=environment,
+        group=checkpoint_group,
+        assembly=assembly,
+        cursor=cursor,
+    )
+    progress = Progress() if restored is None else restored.progress
+    saver = open_saver(
+        config.checkpoint,
+        folder,
+        checkpoint_group,
+        snapshot=snapshot_of(assembly, environment, progress, cursor),
+        events=folder.events if environment.rank == 0 else None,
+        restored=restored,
+    )
+    planner = build_planner(config, environment, assembly, arithmetic)
+    ledger.take()
+    return Job(
+        environment=environment,
+        folder=folder,
+        rules=rules_of(config, assembly),
+        assembly=assembly,
+        progress=progress,
+        planner=planner,
+        feed=open_feed(config, environment, corpus, planner, arithmetic, progress),
+        saver=saver,
+        ledger=ledger,
+        stopwatch=Stopwatch(device_of(environment)),
+        listeners=listeners,
+    )
+
+
+def batch_arithmetic(config: JobConfig, world_size: int) -> BatchArithmetic:
+    """The recipe's batch, for this many ranks."""
+    return BatchArithmetic(
+        global_batch_tokens=config.train.global_batch_tokens,
+        seq_len=config.data.seq_len,
+        max_tokens_per_device=config.train.max_tokens_per_device,
+        world_size=world_size,
+    )
+
+
+def data_cursor(config: JobConfig, corpus: Corpus, arithmetic: BatchArithmetic) -> dict[str, Any]:
+    """What, together with the step, says which tokens come next."""
+    return {
+        "fingerprint": corpus.fingerprint,
+        "seed": config.run.seed,
+        "seq_len": config.data.seq_len,
+        "sequences_per_step": arithmetic.sequences_per_step,
+    }
+
+
+def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
+    """The numbers that the loop goes by, read once."""
+    moe = assembly.architecture.moe
+    return Rules(
+        total_steps=config.train.steps,
+        max_skipped_steps=config.train.max_skipped_steps,
+        max_grad_norm=config.optim.max_grad_norm,
+        bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
+        schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
+        seed=config.run.seed,
+        flops_per_token=flops_per_token(
+            assembly.architecture,
+            assembly.architecture.vocab_size,
+            context_tokens=config.data.seq_len,
+        ),
+    )
+
+
+def snapshot_of(
+    assembly: Assembly, environment: RankEnvironment, progress: Progress, cursor: dict[str, Any]
+) -> Snapshot:
+    """A function that says what the run is now: its tensors, and their description."""
+
+    def snapshot() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        loss = probe_loss(assembly.model, environment)
+        description = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "updates": updates_done(assembly.optimizer),
+            "data": cursor,
+            "architecture": asdict(assembly.architecture),
+            "layout": asdict(assembly.layout),
+            "device_type": environment.device_type,
+            "dtype": str(assembly.dtype).removeprefix("torch."),
+            "probe_loss": loss,
+        }
+        return tensors_of(assembly.model, assembly.optimizer), description
+
+    return snapshot
+
+
+def open_saver(
+    config: CheckpointConfig,
+    folder: RunFolder,
+    group: dist.ProcessGroup,
+    *,
+    snapshot: Snapshot,
+    events: Path | None,
+    restored: Restored | None,
+) -> Saver:
+    """The writer of checkpoints, which knows what is on disk already."""
+    checkpointer = Checkpointer(
+        folder.checkpoints, keep_last=config.keep_last, group=group, blocking=config.blocking
+    )
+    saver = Saver(checkpointer, config, snapshot=snapshot, events=events)
+    if restored is not None and restored.path.parent == folder.checkpoints:
+        saver.resumed(restored.progress.step, restored.path)
+    return saver
+
+
+def open_feed(
+    config: JobConfig,
+    environment: RankEnvironment,
+    corpus: Corpus,
+    planner: FixedPlanner,
+    arithmetic: BatchArithmetic,
+    progress: Progress,
+) -> StepFeed:
+    """The stream from the first step that is still to do, prepared on a group of its own."""
+    stream = TokenStream(
+        corpus,
+        config.data,
+        seed=config.run.seed,
+        sequences_per_step=arithmetic.sequences_per_step,
+    )
+    return StepFeed(
+        stream,
+        planner,
+        rank=environment.rank,
+        group=side_group(),
+        first_step=progress.step + 1,
+        last_step=config.train.steps,
+    )

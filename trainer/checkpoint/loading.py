@@ -1,0 +1,237 @@
+"""Choose a checkpoint that is whole, and read it into any layout.
+
+Guarantees, each asserted in tests/trainer/checkpoint/test_loading.py:
+- no byte of a file is used whose size or checksum is not the manifest's;
+- all ranks take the same checkpoint, and know the same reasons for those passed over;
+- a state that differs from the checkpoint in names, types or shapes is refused before any of it
+  changes;
+- whatever the number of ranks and the placements, every element is the one that was saved.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import ReadItem
+
+from trainer.checkpoint.agreement import (
+    RanksFailed,
+    agree,
+    agree_all,
+    describe,
+    exchange,
+    rank_of,
+    size_of,
+)
+from trainer.checkpoint.manifest import Manifest, TensorEntry, read_manifest
+from trainer.checkpoint.shard_file import DTYPE_CODES, DTYPES, check_file
+from trainer.checkpoint.share import State, local_part
+from trainer.errors import DataError, RecipeError
+
+_NAMES_SHOWN = 4
+
+Skipped = tuple[tuple[Path, str], ...]
+"""Checkpoints passed over, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A checkpoint whose files are whole."""
+
+    path: Path
+    manifest: Manifest
+    skipped: Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What was loaded."""
+
+    step: int
+    path: Path
+    meta: dict[str, Any]
+    skipped: Skipped
+
+
+def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -> Loaded:
+    """Fill `state` in place from the first of `candidates` that is whole.
+
+    All ranks of `group`, which carries CPU tensors, call it; rank 0's candidates count. Raises
+    RecipeError where the checkpoint is of another model, DataError where none can be loaded.
+    """
+    chosen = choose_loadable(candidates, group)
+    path, manifest = chosen.path, chosen.manifest
+    found = agree_all(group, f"comparing with {path.name}", lambda: differences(state, manifest))
+    for rank, problems in enumerate(found):
+        if problems:
+            raise RecipeError(
+                f"{path} is a checkpoint of another model (rank {rank}): {'; '.join(problems)}. "
+                "Use the model section it was saved with, or another run.name to start afresh"
+            )
+    try:
+        agree(group, f"reading {path.name}", lambda: _fill(state, path, manifest))
+    except RanksFailed as failure:
+        raise DataError(f"{path} could not be read after it was checked: {failure}") from failure
+    return Loaded(step=manifest.step, path=path, meta=manifest.meta, skipped=chosen.skipped)
+
+
+def choose_loadable(candidates: Sequence[Path], group: ProcessGroup | None) -> Chosen:
+    """The first of `candidates` whose files all have the size and checksum of its manifest.
+
+    All ranks of `group` call it and share the reading; rank 0's candidates count. Raises DataError
+    where there is none.
+    """
+    skipped: list[tuple[Path, str]] = []
+    for path in map(Path, exchange(group, [str(path) for path in candidates])[0]):
+        try:
+            manifest = agree(group, f"checking {path.name}", partial(_check, path, group))
+        except RanksFailed as failure:
+            skipped.append((path, str(failure)))
+        else:
+            return Chosen(path=path, manifest=manifest, skipped=tuple(skipped))
+    reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped) or " there is none"
+    raise DataError(
+        f"no checkpoint can be loaded:{reasons}\n"
+        "Restore one of them, or start afresh with another run.name"
+    )
+
+
+def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Name and whole tensor, on CPU, of everything in the step folder `path` under `prefix`.
+
+    One tensor is in memory at a time. Checksums are the business of `choose_loadable`. Raises
+    DataError where a file cannot be read.
+    """
+    try:
+        manifest = read_manifest(path)
+        with ExitStack() as stack:
+            files = _Files(path, stack)
+            for name, entry in manifest.tensors.items():
+                if name.startswith(prefix):
+                    tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+                    _fill_one(name, tensor, entry, files)
+                    yield name, tensor
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {describe(error)}") from error
+
+
+def differences(state: State, manifest: Manifest) -> list[str]:
+    """How `state` differs from the checkpoint in names, types and shapes, with some examples."""
+    stored = manifest.tensors
+    missing = [name for name in state if name not in stored]
+    extra = [name for name in stored if name not in state]
+    reshaped = [
+        f"{name} is {_form(entry.dtype, entry.shape)} in the checkpoint and "
+        f"{_form(DTYPE_CODES.get(state[name].dtype, '?'), state[name].shape)} here"
+        for name, entry in stored.items()
+        if name in state
+        and (entry.dtype, entry.shape)
+        != (DTYPE_CODES.get(state[name].dtype), tuple(state[name].shape))
+    ]
+    total = len(state)
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {total} tensors are not in it: {_some(missing)}")
+    if extra:
+        problems.append(f"{len(extra)} of its tensors are not in the model: {_some(extra)}")
+    if reshaped:
+        problems.append(f"{len(reshaped)} of {total} tensors differ: {_some(reshaped)}")
+    return problems
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _form(code: str, shape: Sequence[int]) -> str:
+    return f"{code}{list(shape)}"
+
+
+def _check(path: Path, group: ProcessGroup | None) -> Manifest:
+    """Read the manifest, and this rank's part of the files."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder that this rank sees")
+    manifest = read_manifest(path)
+    for name in sorted(manifest.files)[rank_of(group) :: size_of(group)]:
+        check_file(path / name, manifest.files[name])
+    return manifest
+
+
+class _Files:
+    """Data files of one checkpoint, opened when first needed."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path = path
+        self._stack = stack
+        self._open: dict[str, Any] = {}
+
+    def read(self, file: str, name: str, offsets: torch.Size, lengths: torch.Size) -> Tensor:
+        """A block of the tensor stored as `name` in `file`."""
+        try:
+            if file not in self._open:
+                opened = safe_open(self._path / file, framework="pt")
+                self._open[file] = self._stack.enter_context(opened)
+            if not lengths:
+                return self._open[file].get_tensor(name)
+            block = tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))
+            return self._open[file].get_slice(name)[block]
+        except SafetensorError as error:
+            raise ValueError(f"{file}, {name}: {error}") from error
+
+
+def _fill(state: State, path: Path, manifest: Manifest) -> None:
+    with ExitStack() as stack:
+        files = _Files(path, stack)
+        for name, tensor in state.items():
+            _fill_one(name, tensor, manifest.tensors[name], files)
+
+
+def _fill_one(name: str, tensor: Tensor, entry: TensorEntry, files: _Files) -> None:
+    plan = create_default_local_load_plan({name: tensor}, _metadata({name: entry}))
+    local = local_part(tensor)
+    for item in plan.items:
+        if item.lengths.numel():
+            _copy(item, local, entry, files)
+
+
+def _copy(item: ReadItem, local: Tensor, entry: TensorEntry, files: _Files) -> None:
+    position = item.storage_index.index
+    assert position is not None, "the load plan does not say which chunk to read"
+    file = entry.chunks[position].file
+    block = files.read(file, item.dest_index.fqn, item.storage_offsets, item.lengths)
+    target = local
+    for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+        target = target.narrow(dim, offset, length)
+    target.copy_(block)
+
+
+def _metadata(tensors: Mapping[str, TensorEntry]) -> Metadata:
+    """The manifest's tensors in DCP's terms."""
+    return Metadata(
+        {
+            name: TensorStorageMetadata(
+                properties=TensorProperties(dtype=DTYPES[entry.dtype]),
+                size=torch.Size(entry.shape),
+                chunks=[
+                    ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape))
+                    for chunk in entry.chunks
+                ],
+            )
+            for name, entry in tensors.items()
+        }
+    )

@@ -1,0 +1,91 @@
+"""The next step's plan and tensors, made ready while the current step trains."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch.distributed as dist
+
+from comms.groups import broadcast_bytes
+from trainer.data.batch import Batch
+from trainer.data.stream import TokenStream
+from trainer.planner.codec import decode_plan, encode_plan
+from trainer.planner.fixed import FixedPlanner
+from trainer.planner.plan import StepPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """What one rank does in one step."""
+
+    plan: StepPlan
+    batches: tuple[Batch, ...]
+    """This rank's tensors, one per round."""
+
+    num_tokens: int
+    """Input tokens of the whole step, over all ranks."""
+
+    num_targets: int
+    """Target tokens of the whole step; the losses are divided by it."""
+
+
+class StepFeed:
+    """Prepares one step ahead on a thread of its own, in the order in which steps are taken.
+
+    Rank 0 chooses the plan and hands it to the others over `group`, which nothing else uses.
+    All ranks take the same steps in the same order.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        planner: FixedPlanner,
+        *,
+        rank: int,
+        group: dist.ProcessGroup,
+        first_step: int,
+        last_step: int,
+    ) -> None:
+        self._stream = stream
+        self._planner = planner
+        self._rank = rank
+        self._group = group
+        self._last_step = last_step
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
+        self._next: Future[StepWork] = self._thread.submit(self._prepare, first_step)
+
+    def take(self, step: int) -> StepWork:
+        """Wait for `step`, and begin to prepare the one after it. Steps must be consecutive."""
+        work = self._next.result()
+        assert work.plan.step == step, f"asked for step {step}, next is {work.plan.step}"
+        if step < self._last_step:
+            self._next = self._thread.submit(self._prepare, step + 1)
+        return work
+
+    def close(self) -> None:
+        """Let the thread finish the step it is preparing, and end it."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, step: int) -> StepWork:
+        # Steps count from 1 for people, and from 0 in the stream.
+        sequences = self._stream.sequences(step - 1)
+        plan = self._agreed_plan(step, [s.num_tokens for s in sequences])
+        batches = tuple(
+            self._stream.batch([sequences[i] for i in r.sequences_of(self._rank)])
+            for r in plan.rounds
+        )
+        return StepWork(
+            plan=plan,
+            batches=batches,
+            num_tokens=sum(s.num_tokens for s in sequences),
+            num_targets=sum(s.num_targets for s in sequences),
+        )
+
+    def _agreed_plan(self, step: int, lengths_tokens: list[int]) -> StepPlan:
+        if self._rank > 0:
+            return decode_plan(broadcast_bytes(b"", group=self._group))
+        begin_s = time.perf_counter()
+        plan = self._planner.choose(step, lengths_tokens)
+        plan = replace(plan, plan_s=time.perf_counter() - begin_s)
+        broadcast_bytes(encode_plan(plan), group=self._group)
+        return plan

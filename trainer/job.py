@@ -1,0 +1,92 @@
+"""The parts of one training process, joined. `trainer/build.py` makes it; the loop drives it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from comms.config import RankEnvironment
+from comms.ledger import Ledger
+from trainer.assembly import Assembly
+from trainer.feed import StepFeed
+from trainer.metrics import Sink, StepReport
+from trainer.planner.fixed import FixedPlanner
+from trainer.progress import Progress
+from trainer.run_folder import RunFolder
+from trainer.saving import Saver
+from trainer.schedule import Schedule
+from trainer.status import Status
+from trainer.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How training ended."""
+
+    kind: str
+    """`finished`: all steps are done. `stopped`: asked to, and saved."""
+
+    step: int
+    """Steps of the run that are done."""
+
+    checkpoint: str | None
+    """Newest complete checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listeners:
+    """Where news of a job goes, and where it hears whether to stop."""
+
+    status: Status
+    sinks: Sequence[Sink]
+    """Called on rank 0 alone."""
+
+    on_report: Callable[[StepReport], None]
+    """Called on every rank after every step, from the training thread."""
+
+    should_stop: Callable[[], bool]
+    """Asked on every rank in every step; one yes stops all after that step."""
+
+    host_memory_gib: Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Numbers of the recipe that the loop goes by."""
+
+    total_steps: int
+    max_skipped_steps: int
+    max_grad_norm: float
+    bias_update_rate: float
+    """Step of the router's selection bias; 0 without."""
+
+    schedule: Schedule
+    seed: int
+    flops_per_token: float
+    """Forward and backward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything one rank trains with."""
+
+    environment: RankEnvironment
+    folder: RunFolder
+    rules: Rules
+    assembly: Assembly
+    progress: Progress
+    planner: FixedPlanner
+    feed: StepFeed
+    saver: Saver
+    ledger: Ledger
+    stopwatch: Stopwatch
+    listeners: Listeners
+
+    def remaining_steps(self) -> range:
+        """Numbers of the steps that are still to do, counted from 1."""
+        return range(self.progress.step + 1, self.rules.total_steps + 1)
+
+    def close(self) -> None:
+        """End threads and flush what is written. Every rank calls it once."""
+        self.feed.close()
+        self.saver.close()
+        for sink in self.listeners.sinks:
+            sink.close()

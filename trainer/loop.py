@@ -1,0 +1,134 @@
+"""The training loop: a list of verbs."""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from trainer.errors import NumericError
+from trainer.feed import StepWork
+from trainer.job import Job, Outcome
+from trainer.memory import device_memory_gib
+from trainer.metrics import StepReport
+from trainer.run_folder import append_event
+from trainer.step import StepResult, train_step
+from trainer.vote import Verdict
+
+
+def train(job: Job) -> Outcome:
+    """Train the remaining steps, save, and say how it ended. All ranks call it."""
+    if job.progress.step == 0:
+        job.saver.rehearse(0)
+    job.listeners.status.enter("first_step", job.progress.step)
+    stopped = False
+    ended_s = time.perf_counter()
+    for step in job.remaining_steps():
+        verdict, ended_s = run_step(job, step, ended_s=ended_s)
+        refuse_endless_skipping(job, verdict)
+        job.saver.save_if_due(step, by_time=verdict.save)
+        job.listeners.status.enter("training", step)
+        if verdict.stop and step < job.rules.total_steps:
+            stopped = True
+            break
+    job.listeners.status.enter("stopping")
+    checkpoint = job.saver.finish(job.progress.step)
+    return Outcome(
+        kind="stopped" if stopped else "finished",
+        step=job.progress.step,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+    )
+
+
+def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
+    """Train one step and report it; the verdict, and when it ended.
+
+    `ended_s` is when the step before ended, so that nothing between two steps goes uncounted.
+    """
+    begin_s = time.perf_counter()
+    work = job.feed.take(step)
+    data_s = time.perf_counter() - begin_s
+    seed_step(job, step)
+    result = train_step(job, work)
+    advance(job, work, result.verdict)
+    now_s = time.perf_counter()
+    report = make_report(job, work, result, data_s=data_s, step_s=now_s - ended_s)
+    job.planner.observe(report.plan, report.measured)
+    publish(job, report)
+    return result.verdict, now_s
+
+
+def seed_step(job: Job, step: int) -> None:
+    """Make every random choice of a step a function of (seed, step, rank)."""
+    ranks = job.environment.world_size
+    torch.manual_seed((job.rules.seed * 1_000_003 + step) * ranks + job.environment.rank)
+
+
+def advance(job: Job, work: StepWork, verdict: Verdict) -> None:
+    """Count the step."""
+    job.progress.step = work.plan.step
+    job.progress.tokens += work.num_tokens
+    job.progress.skipped_in_row = 0 if verdict.commit else job.progress.skipped_in_row + 1
+
+
+def make_report(
+    job: Job, work: StepWork, result: StepResult, *, data_s: float, step_s: float
+) -> StepReport:
+    """Put together what the step measured."""
+    verdict = result.verdict
+    flops = work.num_tokens * job.rules.flops_per_token
+    peak = job.planner.hardware.peak_flops_per_s * job.environment.world_size
+    return StepReport(
+        step=work.plan.step,
+        total_steps=job.rules.total_steps,
+        time=time.time(),
+        loss=verdict.loss_sum / work.num_targets,
+        aux_loss=verdict.aux_sum / work.num_targets,
+        grad_norm=verdict.grad_norm,
+        lr=result.learning_rate,
+        tokens=job.progress.tokens,
+        step_tokens=work.num_tokens,
+        step_s=step_s,
+        mfu=flops / step_s / peak,
+        memory_gib=device_memory_gib(device_of(job.environment)),
+        host_memory_gib=job.listeners.host_memory_gib(),
+        expert_imbalance=_imbalance(verdict),
+        skipped=not verdict.commit,
+        world_size=job.environment.world_size,
+        plan=work.plan,
+        measured=replace(result.measured, data_s=data_s),
+        bytes_sent=result.bytes_sent,
+    )
+
+
+def publish(job: Job, report: StepReport) -> None:
+    """Give the report to everyone who wants it."""
+    if job.environment.rank == 0:
+        for sink in job.listeners.sinks:
+            sink.write(report)
+    job.listeners.on_report(report)
+
+
+def refuse_endless_skipping(job: Job, verdict: Verdict) -> None:
+    """Record a skipped step; give up after too many in a row. Raises NumericError."""
+    if verdict.commit:
+        return
+    step = job.progress.step
+    cause = f"loss or gradients are not finite on ranks {list(verdict.bad_ranks)}"
+    if job.environment.rank == 0:
+        append_event(
+            job.folder.events, now_s=time.time(), kind="numeric_fault", step=step, cause=cause
+        )
+    if job.progress.skipped_in_row > job.rules.max_skipped_steps:
+        raise NumericError(
+            f"step {step}: {cause}, for {job.progress.skipped_in_row} steps in a row "
+            f"(train.max_skipped_steps={job.rules.max_skipped_steps}). Lower optim.lr, raise "
+            "sched.warmup_steps, or look at the data of these steps."
+        )
+
+
+def _imbalance(verdict: Verdict) -> float:
+    load = verdict.expert_load
+    if load.numel() == 0:
+        return 0.0
+    mean = load.mean(dim=1).clamp(min=1e-9)
+    return float((load.amax(dim=1) / mean).max())

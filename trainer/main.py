@@ -1,0 +1,105 @@
+"""One training process from start to end, under whatever started it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+
+import torch
+
+from comms.config import RankEnvironment
+from comms.groups import join, leave
+from trainer.build import build
+from trainer.config import JobConfig
+from trainer.data.corpus import Corpus
+from trainer.data.tokenizer import Tokenizer, prepare_tokenizer
+from trainer.job import Listeners, Outcome
+from trainer.loop import train
+from trainer.metrics import JsonlSink, Sink, StepReport
+from trainer.reads import ReadLog, require_read
+from trainer.run_folder import RunFolder, append_event
+from trainer.status import Status
+from trainer.tensorboard import TensorBoardSink
+
+JOIN_DEADLINE_S = 600.0
+
+
+def run_job(
+    config: JobConfig,
+    environment: RankEnvironment,
+    *,
+    status: Status,
+    explicit: Mapping[str, str],
+    sinks: Sequence[Sink],
+    should_stop: Callable[[], bool],
+    host_memory_gib: Callable[[], float],
+    on_report: Callable[[StepReport], None],
+) -> Outcome:
+    """Train as `config` says. All ranks call it, once per process.
+
+    `explicit` maps the keys that the user set to where they were set; one that nothing reads is a
+    RecipeError before the first step. `sinks` are used on rank 0, beside the run folder's own.
+    """
+    log = ReadLog()
+    config = log.watch(config)
+    folder = RunFolder.of(config.run)
+    torch.set_num_threads(environment.threads)
+    status.enter("building")
+    # Before joining: nobody should wait in a collective while one process trains a tokenizer.
+    tokenizer = prepare_tokenizer(config.data, config.model.path)
+    with closing(
+        Corpus.open(config.data, tokenizer, background=environment.local_rank == 0)
+    ) as corpus:
+        status.enter("joining")
+        join(environment, deadline_s=JOIN_DEADLINE_S)
+        listeners = Listeners(
+            status=status,
+            sinks=(*_own_sinks(folder, environment), *sinks),
+            on_report=on_report,
+            should_stop=should_stop,
+            host_memory_gib=host_memory_gib,
+        )
+        try:
+            outcome = _train(config, environment, tokenizer, corpus, listeners, log, explicit)
+        finally:
+            leave()
+    status.enter("done")
+    return outcome
+
+
+def _train(
+    config: JobConfig,
+    environment: RankEnvironment,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    listeners: Listeners,
+    log: ReadLog,
+    explicit: Mapping[str, str],
+) -> Outcome:
+    job = build(config, environment, tokenizer=tokenizer, corpus=corpus, listeners=listeners)
+    with closing(job):
+        require_read(log, explicit)
+        if environment.rank == 0:
+            tokenizer.save(job.folder.tokenizer)
+            append_event(
+                job.folder.events,
+                now_s=time.time(),
+                kind="started",
+                step=job.progress.step,
+                world_size=environment.world_size,
+            )
+        outcome = train(job)
+        if environment.rank == 0:
+            append_event(
+                job.folder.events,
+                now_s=time.time(),
+                kind=outcome.kind,
+                step=outcome.step,
+                checkpoint=outcome.checkpoint,
+            )
+    return outcome
+
+
+def _own_sinks(folder: RunFolder, environment: RankEnvironment) -> list[Sink]:
+    if environment.rank != 0:
+        return []
+    return [JsonlSink(folder.metrics, folder.plans), TensorBoardSink(folder.tensorboard)]

@@ -1,0 +1,76 @@
+"""Rates of this rank and its links, measured in a fraction of a second at start."""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from comms.volume import all_reduce_bytes
+from trainer.planner.costs import Hardware
+
+PEAK_BF16_FLOPS_PER_S = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "L40S": 362e12,
+    "B200": 2250e12,
+}
+"""Dense bf16 matrix rates from the makers' data sheets, by a part of the device's name."""
+
+_UPDATE_PARAMETERS = 1_000_000
+_LINK_FLOATS = 262_144
+
+
+def measure_hardware(device: torch.device) -> Hardware:
+    """Measure matrix products, an AdamW update and an all-reduce. All ranks call it together."""
+    peak = _peak_flops_per_s(device)
+    return Hardware(
+        peak_flops_per_s=peak,
+        # A rough start: the first steps correct it.
+        flops_per_s=0.5 * peak,
+        update_parameters_per_s=_update_parameters_per_s(device),
+        link_bytes_per_s=_link_bytes_per_s(device),
+    )
+
+
+def _peak_flops_per_s(device: torch.device) -> float:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = [key for key in PEAK_BF16_FLOPS_PER_S if key in name]
+        if known:
+            return PEAK_BF16_FLOPS_PER_S[max(known, key=len)]
+        return _matmul_flops_per_s(device, size=4096, dtype=torch.bfloat16)
+    return _matmul_flops_per_s(device, size=512, dtype=torch.float32)
+
+
+def _matmul_flops_per_s(device: torch.device, *, size: int, dtype: torch.dtype) -> float:
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    return 2.0 * size**3 / _fastest_s(lambda: torch.mm(a, a), device, repeats=8)
+
+
+def _update_parameters_per_s(device: torch.device) -> float:
+    parameter = torch.nn.Parameter(torch.zeros(_UPDATE_PARAMETERS, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    return _UPDATE_PARAMETERS / _fastest_s(optimizer.step, device, repeats=4)
+
+
+def _link_bytes_per_s(device: torch.device) -> float:
+    ranks = dist.get_world_size()
+    payload = torch.zeros(_LINK_FLOATS, device=device)
+    seconds = _fastest_s(lambda: dist.all_reduce(payload), device, repeats=4)
+    return max(all_reduce_bytes(4 * _LINK_FLOATS, ranks), 1) / seconds
+
+
+def _fastest_s(work: Callable[[], object], device: torch.device, *, repeats: int) -> float:
+    """Least seconds of some repeats, the first of which warms up."""
+    fastest = float("inf")
+    for _ in range(repeats):
+        begin_s = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.perf_counter() - begin_s)
+    return fastest

@@ -1,0 +1,88 @@
+"""The parts of a decoder block, free of any parallelism.
+
+T tokens, D model width, H query heads, K key and value heads, d head width.
+"""
+
+from torch import Tensor, nn
+
+from parallel.attention import AttentionFn, cached_attention
+from trainer.model.cache import LayerCache
+from trainer.model.config import Architecture
+from trainer.model.moe import MoeFeedForward, MoeStats
+from trainer.model.packing import Packing
+from trainer.model.rope import Rotary
+from trainer.model.swiglu import SwiGlu
+
+
+class RmsNorm(nn.RMSNorm):
+    """Root-mean-square normalisation (arXiv 1910.07467); half precision is accumulated in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions."""
+
+    def __init__(self, architecture: Architecture, layer: int, attend: AttentionFn) -> None:
+        super().__init__()
+        a, head_dim = architecture, architecture.resolved_head_dim
+        self.head_dim = head_dim
+        self.window = a.sliding_window if layer >= a.sliding_window_from_layer else None
+        self.attend = attend
+        """What mixes the tokens; sequence parallelism puts its own here."""
+        self.q_proj = nn.Linear(a.hidden_size, a.num_heads * head_dim, bias=a.qkv_bias)
+        self.k_proj = nn.Linear(a.hidden_size, a.num_kv_heads * head_dim, bias=a.qkv_bias)
+        self.v_proj = nn.Linear(a.hidden_size, a.num_kv_heads * head_dim, bias=a.qkv_bias)
+        self.o_proj = nn.Linear(a.num_heads * head_dim, a.hidden_size, bias=False)
+        self.q_norm = RmsNorm(head_dim, a.rms_norm_eps) if a.qk_norm else None
+        self.k_norm = RmsNorm(head_dim, a.rms_norm_eps) if a.qk_norm else None
+
+    def forward(
+        self, x_TD: Tensor, rotary: Rotary, packing: Packing, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Mix tokens of the same document."""
+        q_THd = self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        k_TKd = self.k_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        v_TKd = self.v_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THd, k_TKd = self.q_norm(q_THd).to(v_TKd.dtype), self.k_norm(k_TKd).to(v_TKd.dtype)
+        q_THd, k_TKd = rotary.rotate(q_THd), rotary.rotate(k_TKd)
+        if cache is not None:
+            k_TKd, v_TKd = cache.extend(k_TKd, v_TKd)
+            out_THd = cached_attention(q_THd, k_TKd, v_TKd, window=self.window)
+        else:
+            out_THd = self.attend(
+                q_THd, k_TKd, v_TKd, document_ends=packing.document_ends, window=self.window
+            )
+        return self.o_proj(out_THd.flatten(1))
+
+
+class DecoderBlock(nn.Module):
+    """Attention and feed-forward, each normalised before and added after.
+
+    The unit of sharding, recomputation and compilation.
+    """
+
+    def __init__(self, architecture: Architecture, layer: int, attend: AttentionFn) -> None:
+        super().__init__()
+        a = architecture
+        self.input_layernorm = RmsNorm(a.hidden_size, a.rms_norm_eps)
+        self.self_attn = Attention(a, layer, attend)
+        self.post_attention_layernorm = RmsNorm(a.hidden_size, a.rms_norm_eps)
+        self.mlp: MoeFeedForward | SwiGlu
+        if a.moe is not None and a.is_moe_layer(layer):
+            self.mlp = MoeFeedForward(a.hidden_size, a.moe)
+        else:
+            self.mlp = SwiGlu(a.hidden_size, a.intermediate_size)
+
+    def forward(
+        self, x_TD: Tensor, rotary: Rotary, packing: Packing, cache: LayerCache | None = None
+    ) -> tuple[Tensor, MoeStats | None]:
+        """The residual stream after this block, and the router's statistics if they are wanted."""
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotary, packing, cache)
+        h_TD = self.post_attention_layernorm(x_TD)
+        if isinstance(self.mlp, SwiGlu):
+            return x_TD + self.mlp(h_TD), None
+        y_TD, stats = self.mlp(h_TD, packing)
+        return x_TD + y_TD, stats

@@ -1,0 +1,82 @@
+"""Cross entropy that never holds all logits.
+
+T tokens, C tokens of one chunk, D model width, V vocabulary.
+
+Gradients are computed in the forward, chunk by chunk, while the logits are there (the idea of
+arXiv 2410.10989 and 2411.09009), so memory is O(C V) and nothing is computed twice.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from trainer.data.batch import IGNORED
+
+
+def token_loss_sum(
+    hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int
+) -> Tensor:
+    """Sum of -log softmax(hidden @ weight^T)[label] over labels that are not IGNORED.
+
+    An fp32 scalar; softmax is in fp32 whatever the inputs' dtype. Exactly 0, with zero gradients,
+    where no label is left. `chunk_tokens` tokens have their logits in memory at a time.
+    """
+    wanted = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad)
+    weight_VD = weight_VD.to(hidden_TD.dtype)
+    if not wanted:
+        return _loss_and_gradients(hidden_TD, weight_VD, labels_T, chunk_tokens, False)[0]
+    return _ChunkedCrossEntropy.apply(hidden_TD, weight_VD, labels_T, chunk_tokens)
+
+
+class _ChunkedCrossEntropy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int
+    ) -> Tensor:
+        loss, grad_hidden_TD, grad_weight_VD = _loss_and_gradients(
+            hidden_TD, weight_VD, labels_T, chunk_tokens, True
+        )
+        ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
+        grad_hidden_TD = grad_hidden_TD * grad.to(grad_hidden_TD.dtype)
+        return grad_hidden_TD, (grad_weight_VD * grad).to(ctx.weight_dtype), None, None
+
+
+def _loss_and_gradients(
+    hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = hidden_TD.new_zeros((), dtype=torch.float32)
+    grad_hidden_TD = torch.empty_like(hidden_TD) if gradients else hidden_TD
+    # Chunks are summed in fp32: bf16 would lose what later chunks add.
+    grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if gradients else weight_VD
+    for start in range(0, hidden_TD.shape[0], chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        hidden_CD, labels_C = hidden_TD[rows], labels_T[rows]
+        kept_C1 = (labels_C != IGNORED).unsqueeze(1)
+        target_C1 = labels_C.clamp(min=0).unsqueeze(1)
+        logits_CV = (hidden_CD @ weight_VD.t()).float()
+        log_p_CV = torch.log_softmax(logits_CV, dim=-1)
+        loss -= (log_p_CV.gather(1, target_C1) * kept_C1).sum()
+        if gradients:
+            grad_CV = log_p_CV.exp_()
+            grad_CV.scatter_add_(1, target_C1, grad_CV.new_full(target_C1.shape, -1.0))
+            grad_CV = grad_CV.mul_(kept_C1).to(hidden_CD.dtype)
+            torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[rows])
+            _add_product(grad_weight_VD, grad_CV.t(), hidden_CD)
+    return loss, grad_hidden_TD, grad_weight_VD
+
+
+def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    if left_VC.dtype == total_VD.dtype:
+        total_VD.addmm_(left_VC, right_CD)
+    else:
+        total_VD.add_(left_VC @ right_CD)

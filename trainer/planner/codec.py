@@ -1,0 +1,44 @@
+"""Pure: step plans as JSON, so that rank 0 can hand its plan to the others.
+
+Guarantee, asserted in tests/trainer/planner/test_codec.py: decoding what was encoded gives an
+equal plan.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from parallel.layout import Layout
+from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    """The plan as UTF-8 JSON."""
+    return json.dumps(asdict(plan)).encode()
+
+
+def decode_plan(payload: bytes) -> StepPlan:
+    """The plan that was encoded."""
+    fields: dict[str, Any] = json.loads(payload)
+    return StepPlan(
+        **{
+            **fields,
+            "layout": Layout(**fields["layout"]),
+            "rounds": tuple(_round(r) for r in fields["rounds"]),
+            "predicted": Terms(**fields["predicted"]),
+            "reasons": tuple(fields["reasons"]),
+        }
+    )
+
+
+def _round(fields: dict[str, Any]) -> Round:
+    return Round(
+        groups=tuple(
+            SequenceGroup(
+                first_rank=group["first_rank"],
+                size=group["size"],
+                sequences=tuple(group["sequences"]),
+            )
+            for group in fields["groups"]
+        )
+    )

@@ -1,0 +1,109 @@
+"""Go on from a checkpoint, and prove that it is the same run."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from comms.config import RankEnvironment
+from comms.groups import broadcast_bytes
+from trainer.assembly import Assembly
+from trainer.checkpoint.loading import Loaded, load
+from trainer.checkpoint.proof import Precision, check_same_loss
+from trainer.checkpoint.resume import decide_resume, drop_later_steps
+from trainer.optim import set_updates_done
+from trainer.probe import probe_loss
+from trainer.progress import Progress
+from trainer.run_folder import RunFolder, append_event
+from trainer.state import require_same_data, tensors_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """Where a resumed run stands."""
+
+    progress: Progress
+    path: Path
+    """The checkpoint it goes on from."""
+
+
+def restore(
+    mode: str,
+    *,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    cursor: dict[str, Any],
+) -> Restored | None:
+    """Load the newest loadable checkpoint that `run.resume` allows; None starts afresh.
+
+    All ranks call it. Raises RecipeError where the checkpoint does not fit the recipe, DataError
+    where none can be loaded, NumericError where the loss of the probe batch is another one than
+    when the checkpoint was written.
+    """
+    candidates = _agreed_candidates(mode, folder, environment, group)
+    if not candidates:
+        _drop_lines(folder, environment, 0)
+        return None
+    loaded = load(tensors_of(assembly.model, assembly.optimizer), candidates, group)
+    require_same_data(loaded.meta["data"], cursor)
+    set_updates_done(assembly.optimizer, loaded.meta["updates"])
+    _prove(loaded, assembly, environment)
+    _drop_lines(folder, environment, loaded.step)
+    _record(loaded, folder, environment)
+    progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"])
+    return Restored(progress=progress, path=loaded.path)
+
+
+def _agreed_candidates(
+    mode: str, folder: RunFolder, environment: RankEnvironment, group: dist.ProcessGroup
+) -> list[Path]:
+    """What rank 0 sees, so that a late view of a shared folder cannot split the ranks."""
+    payload = b""
+    if environment.rank == 0:
+        decision = decide_resume(mode, folder)
+        payload = json.dumps([str(path) for path in decision.candidates]).encode()
+    return [Path(path) for path in json.loads(broadcast_bytes(payload, group=group))]
+
+
+def _prove(loaded: Loaded, assembly: Assembly, environment: RankEnvironment) -> None:
+    meta = loaded.meta
+    precision: Precision = "bf16" if "bfloat16" in (meta["dtype"], _dtype(assembly)) else "fp32"
+    check_same_loss(
+        meta["probe_loss"],
+        probe_loss(assembly.model, environment),
+        same_layout=(meta["layout"], meta["device_type"], meta["dtype"])
+        == (asdict(assembly.layout), environment.device_type, _dtype(assembly)),
+        precision=precision,
+    )
+
+
+def _dtype(assembly: Assembly) -> str:
+    return str(assembly.dtype).removeprefix("torch.")
+
+
+def _drop_lines(folder: RunFolder, environment: RankEnvironment, step: int) -> None:
+    if environment.rank == 0:
+        drop_later_steps(folder, step)
+
+
+def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> None:
+    if environment.rank != 0:
+        return
+    now_s = time.time()
+    for path, reason in loaded.skipped:
+        append_event(
+            folder.events,
+            now_s=now_s,
+            kind="checkpoint_skipped",
+            step=loaded.step,
+            path=str(path),
+            cause=reason,
+        )
+    append_event(
+        folder.events, now_s=now_s, kind="resumed", step=loaded.step, path=str(loaded.path)
+    )

@@ -1,0 +1,40 @@
+"""What a checkpoint holds.
+
+Random numbers are drawn per step from (seed, step), and the data stream is a function of the same
+two: seed and step are all the random and data state there is.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import RecipeError
+from trainer.optim import moments
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The live tensors of a run by name: `model.…` and `optim.<moment>.…`."""
+    weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    saved = model.state_dict().keys()
+    buffers = {f"model.{name}": b for name, b in model.named_buffers() if name in saved}
+    return {**weights, **buffers, **moments(model, optimizer)}
+
+
+def require_same_data(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with other data or another batch: the cursor would point elsewhere.
+
+    Raises RecipeError naming what differs.
+    """
+    changed = [
+        f"{key}: {stored.get(key)!r} in the checkpoint, {now[key]!r} now"
+        for key in now
+        if stored.get(key) != now[key]
+    ]
+    if changed:
+        raise RecipeError(
+            "the checkpoint's position in the data does not fit this recipe ("
+            + "; ".join(changed)
+            + "). Restore these settings, or start a new run from exported weights "
+            "(braid export, then model.path)."
+        )

@@ -1,0 +1,98 @@
+"""One optimizer step: forward, backward, vote, update."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.feed import StepWork
+from trainer.job import Job
+from trainer.optim import set_learning_rate
+from trainer.planner.plan import Terms
+from trainer.vote import Ballot, Verdict, vote
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step came to."""
+
+    verdict: Verdict
+    learning_rate: float
+    measured: Terms
+    """data_s is left at zero: the loop knows it."""
+
+    bytes_sent: dict[str, int]
+
+
+def train_step(job: Job, work: StepWork) -> StepResult:
+    """Train on one global batch. All ranks call it with the same plan.
+
+    Losses are sums divided by the step's global target count, so neither ranks nor rounds change
+    the gradient. The update is made only if all ranks find losses and gradients finite.
+    """
+    step = work.plan.step
+    job.assembly.model.recompute = work.plan.activation == "recompute"
+    job.stopwatch.mark("begin")
+    loss_sum, aux_sum, expert_load = _run_rounds(job, work)
+    job.assembly.gradients.finish()
+    job.stopwatch.mark("summed")
+    verdict = vote(
+        Ballot(
+            step=step,
+            loss_sum=float(loss_sum),
+            aux_sum=float(aux_sum),
+            squared_norm=float(job.assembly.gradients.squared_norm()) / job.assembly.layout.replica,
+            stop=job.listeners.should_stop(),
+            save=job.saver.due_by_time(),
+            expert_load=expert_load,
+        ),
+        rank=job.environment.rank,
+        world_size=job.environment.world_size,
+    )
+    job.stopwatch.mark("voted")
+    rate = job.rules.schedule(step)
+    if verdict.commit:
+        _update(job, verdict, rate)
+    job.assembly.gradients.zero()
+    job.stopwatch.mark("updated")
+    return _result(job, verdict, rate)
+
+
+def _run_rounds(job: Job, work: StepWork) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward and backward of all rounds; sums of losses and expert loads of this rank."""
+    last = len(work.batches) - 1
+    losses, auxiliaries, loads = [], [], []
+    for number, batch in enumerate(work.batches):
+        job.assembly.gradients.start_round(last=number == last)
+        parts = job.assembly.model(batch.to(device_of(job.environment)))
+        ((parts.loss_sum + parts.aux_sum) / work.num_targets).backward()
+        losses.append(parts.loss_sum.detach())
+        auxiliaries.append(parts.aux_sum.detach())
+        loads.append(parts.expert_load)
+    return torch.stack(losses).sum(), torch.stack(auxiliaries).sum(), torch.stack(loads).sum(0)
+
+
+def _update(job: Job, verdict: Verdict, rate: float) -> None:
+    """Clip by the global norm and step. The norm is known to all ranks from the vote."""
+    if verdict.grad_norm > job.rules.max_grad_norm:
+        job.assembly.gradients.scale(job.rules.max_grad_norm / (verdict.grad_norm + 1e-6))
+    set_learning_rate(job.assembly.optimizer, rate)
+    job.assembly.optimizer.step()
+    if job.rules.bias_update_rate > 0.0:
+        job.assembly.model.update_expert_bias(verdict.expert_load, job.rules.bias_update_rate)
+
+
+def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
+    bytes_sent, waited_s = job.ledger.take()
+    watch = job.stopwatch
+    return StepResult(
+        verdict=verdict,
+        learning_rate=rate,
+        measured=Terms(
+            compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s),
+            communication_s=waited_s,
+            update_s=watch.seconds("voted", "updated"),
+            bubble_s=watch.seconds("summed", "voted"),
+        ),
+        bytes_sent=bytes_sent,
+    )

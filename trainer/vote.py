@@ -1,0 +1,93 @@
+"""One small all-reduce per step by which all ranks agree what happened and what comes next."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ballot:
+    """What one rank knows after its last backward."""
+
+    step: int
+    loss_sum: float
+    """Sum of this rank's token losses."""
+
+    aux_sum: float
+    squared_norm: float
+    """Of gradients that already are sums over ranks; this rank's share of the global norm."""
+
+    stop: bool
+    """Whether this rank was asked to stop after this step."""
+
+    save: bool
+    """Whether this rank's clock says that a checkpoint is due."""
+
+    expert_load: Tensor
+    """float32 [layers, experts], tokens this rank sent to each expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The same on every rank."""
+
+    loss_sum: float
+    aux_sum: float
+    grad_norm: float
+    stop: bool
+    save: bool
+    expert_load: Tensor
+    """float32 [layers, experts], over all ranks."""
+
+    bad_ranks: tuple[int, ...]
+    """Ranks whose own losses or gradients are not finite."""
+
+    @property
+    def commit(self) -> bool:
+        """Whether the update is made."""
+        return math.isfinite(self.loss_sum + self.aux_sum) and math.isfinite(self.grad_norm)
+
+
+def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
+    """Add up all ballots. Every rank calls it once per step, after gradients are summed.
+
+    Raises RuntimeError where ranks are not at the same step: then their collectives no longer
+    belong together, and nothing computed since can be trusted.
+    """
+    scalars = torch.tensor(
+        [
+            ballot.loss_sum,
+            ballot.aux_sum,
+            ballot.squared_norm,
+            float(ballot.stop),
+            float(ballot.save),
+            float(ballot.step),
+            float(ballot.step) ** 2,
+        ],
+        dtype=torch.float64,
+    )
+    health = torch.zeros(world_size, dtype=torch.float64)
+    finite = math.isfinite(ballot.loss_sum + ballot.aux_sum + ballot.squared_norm)
+    health[rank] = 0.0 if finite else 1.0
+    load = ballot.expert_load.to("cpu", torch.float64)
+    urn = torch.cat([scalars, health, load.flatten()])
+    if world_size > 1:
+        dist.all_reduce(urn)
+    loss_sum, aux_sum, squared_norm, stop, save, steps, squares = urn[:7].tolist()
+    if steps != world_size * ballot.step or squares != world_size * ballot.step**2:
+        raise RuntimeError(
+            f"ranks disagree on the step: rank {rank} is at {ballot.step}, the mean is "
+            f"{steps / world_size}"
+        )
+    return Verdict(
+        loss_sum=loss_sum,
+        aux_sum=aux_sum,
+        grad_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
+        stop=stop > 0,
+        save=save > 0,
+        expert_load=urn[7 + world_size :].view(load.shape).float(),
+        bad_ranks=tuple(r for r in range(world_size) if urn[7 + r].item() > 0),
+    )
