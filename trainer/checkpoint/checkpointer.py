@@ -75,7 +75,8 @@ class Checkpointer:
 
     Every rank of `group` has one and calls `save` in the same order. `group` carries CPU tensors
     and is used by nothing else: saving meets on it from its own thread. Without a group this
-    process is the only one.
+    process is the only one. When a rank is lost, the group is of no more use: close this one and
+    make another over a new group.
     """
 
     def __init__(

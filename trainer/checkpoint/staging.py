@@ -27,7 +27,8 @@ class StagingBuffer:
     """Host memory that one share is copied to, kept from save to save.
 
     It takes as many bytes as the share: for AdamW with fp32 states twelve per parameter this rank
-    writes. Pinned if any of the state is on a CUDA device.
+    writes. Pinned if any of the state is on a CUDA device; torch rounds pinned memory up to a
+    power of two.
     """
 
     def __init__(self) -> None:

@@ -12,13 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from comms.groups import side_group
 from tests.trainer.checkpoint.worlds import run_on_ranks, spread, whole_state, zeros_like
 from trainer.checkpoint.agreement import RanksFailed
 from trainer.checkpoint.checkpointer import Checkpointer, SaveOutcome
 from trainer.checkpoint.folder import list_complete, read_latest
-from trainer.checkpoint.loading import load
+from trainer.checkpoint.loading import load, read_tensors
 
 
 def _saver(directory: Path, *, keep_last: int = 9, blocking: bool = False) -> Checkpointer:
@@ -221,3 +223,36 @@ def test_a_lost_rank_ends_the_save(tmp_path: Path) -> None:
     assert step == 2
     assert error.startswith("a rank was lost while saving")
     assert [step for step, _ in list_complete(tmp_path)] == [1]
+
+
+def _train_and_save(rank: int, directory: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 1))
+    fully_shard(model, mesh=DeviceMesh("cpu", list(range(3))))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    saver = Checkpointer(directory, keep_last=9, group=side_group(), blocking=False)
+    for step in (1, 2):
+        model(torch.full((2, 5), float(step + rank))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            state[f"model.{name}"] = parameter
+            for kind, value in optimizer.state[parameter].items():
+                state[f"optim.{kind}.{name}"] = value
+        expected = {name: full_tensor(tensor).clone() for name, tensor in state.items()}
+        saver.save(step, state, {})
+    saver.close()
+    assert [outcome.error for outcome in saver.poll()] == [None, None]
+    found = dict(read_tensors(list_complete(directory)[0][1]))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def test_saves_fsdp2_and_adamw_over_ranks_that_do_not_divide_the_sizes(tmp_path: Path) -> None:
+    run_on_ranks(3, _train_and_save, tmp_path)
+    assert [step for step, _ in list_complete(tmp_path)] == [2, 1]
