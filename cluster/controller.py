@@ -73,6 +73,9 @@ class Controller:
         while True:
             answers = self.group.read(timeout_s=POLL_S)
             self._take(answers)
+            self._say_phase(until="training")
+            self._show_steps(answers)
+            self._say_phase(until="stopping")
             failures = self._failures(answers)
             if failures:
                 raise WorkersFailed(self._collect(failures))
@@ -80,18 +83,20 @@ class Controller:
                 outcome = self._seen[0].reading.outcome
                 assert outcome is not None
                 return outcome
-            self._say_phase()
             self._watch_deadlines()
             self._watch_stop()
             self.sleep(POLL_S)
 
     def _take(self, answers: Answers) -> None:
-        """Remember readings; show steps and alarms."""
+        """Remember readings; watch memory."""
         for reading in answers.readings:
             self._seen[reading.rank] = _Seen(reading, self.clock())
+            self._watch_memory(reading)
+
+    def _show_steps(self, answers: Answers) -> None:
+        for reading in answers.readings:
             for record in self.progress.advance(reading.reports):
                 self.view.step(record)
-            self._watch_memory(reading)
 
     def _failures(self, answers: Answers) -> list[Failure]:
         raised = [reading.failure for reading in answers.readings if reading.failure]
@@ -110,6 +115,7 @@ class Controller:
             self.sleep(POLL_S)
             answers = self.group.read(timeout_s=POLL_S)
             self._take(answers)
+            self._show_steps(answers)
             failures.extend(self._failures(answers))
         return failures + self._silent(failures, began_s)
 
@@ -137,11 +143,12 @@ class Controller:
             phases[rank] = (seen.reading.phase, seen.reading.elapsed_s + now_s - seen.at_s)
         return phases
 
-    def _say_phase(self) -> None:
-        if self._stopping_s is not None:
-            return
+    def _say_phase(self, *, until: str) -> None:
+        """Say which phase the group is in, unless that lies after `until`."""
         phases = self._phases()
         phase, ranks = least_far({rank: own for rank, (own, _) in phases.items()})
+        if self._stopping_s is not None or ORDER.index(phase) > ORDER.index(until):
+            return
         now_s = self.clock()
         if phase != self._phase:
             self._phase, self._said_s = phase, now_s

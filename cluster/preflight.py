@@ -7,6 +7,7 @@ Guarantees, each asserted in tests/cluster/test_preflight.py:
   without the run folder are all named in one error.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,11 +60,14 @@ class NodeReport:
 
 
 def living_nodes(ray_nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """From the answer of `ray.nodes()`."""
+    """From the answer of `ray.nodes()`. Hosts that share a name go by their address."""
+    names = Counter(node["NodeManagerHostname"] for node in ray_nodes if node["Alive"])
     return [
         Node(
             node_id=node["NodeID"],
-            host=node["NodeManagerHostname"],
+            host=node["NodeManagerHostname"]
+            if names[node["NodeManagerHostname"]] == 1
+            else node["NodeManagerAddress"],
             address=node["NodeManagerAddress"],
             is_head="node:__internal_head__" in node["Resources"],
             resources=node["Resources"],

@@ -4,9 +4,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from cluster.reading import Outcome, Place
+from cluster.reading import Outcome
+from comms.config import RankEnvironment
 from trainer.config import JobConfig
 from trainer.status import Status
 
@@ -18,12 +19,7 @@ REPORTS_KEPT = 4096
 class RankSpec:
     """Everything one rank is told."""
 
-    place: Place
-    world_size: int
-    master_address: str
-    master_port: int
-    device_type: Literal["cpu", "cuda"]
-    threads: int
+    environment: RankEnvironment
     project: str
     """Label on exported metrics."""
 

@@ -88,7 +88,9 @@ def _join(address: str) -> None:
     except (ConnectionError, RayError, RuntimeError) as error:
         raise ResourceError(
             f"no Ray cluster can be joined at cluster.address={address}: {_first_line(error)}. "
-            "Start one with `ray start --head` (RAY_AUTH_MODE=token), or set cluster.address=local"
+            "Start one with `RAY_AUTH_MODE=token ray start --head`, or set cluster.address=local. "
+            "If one is up there, it may have refused the token, which Ray does not tell. "
+            f"{_TOKEN_HELP}"
         ) from error
 
 

@@ -39,17 +39,17 @@ class RayMetricsSink:
 
     def __init__(self, *, run: str, project: str, role: str) -> None:
         tags = {"run": run, "project": project, "role": role}
-        self._gauges = {
+        self.gauges = {
             name: Gauge(name, description=text, tag_keys=tuple(tags))
             for name, text in _GAUGES.items()
         }
-        for gauge in self._gauges.values():
+        for gauge in self.gauges.values():
             gauge.set_default_tags(tags)
 
     def write(self, report: StepReport) -> None:
         """Set all gauges; Ray exports them in the background."""
         for name, value in gauge_values(report).items():
-            self._gauges[name].set(value)
+            self.gauges[name].set(value)
 
     def close(self) -> None:
         """Nothing is buffered."""

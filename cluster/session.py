@@ -22,6 +22,7 @@ from cluster.startup import deadlines_by_phase
 from cluster.view import RunView
 from cluster.waiting import Phases, Waiting
 from cluster.worker_group import WorkerGroup
+from comms.config import RankEnvironment
 from trainer.errors import InfrastructureError
 from trainer.reads import ReadLog, require_read
 
@@ -85,6 +86,7 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
                 waiting = phases.begin("starting", deadline_s=settings.starting_s)
                 with closing(WorkerGroup(places, group, settings.needs, run.folder)) as workers:
                     start(workers, run, settings, project, for_ranks, waiting)
+                    phases.current = "training"
                     return supervise(workers, run, settings, view, stop)
     except RayError as error:
         raise InfrastructureError(f"the Ray cluster failed under the run: {error}") from error
@@ -113,12 +115,17 @@ def start(
     port = workers.prepare(run.work, waiting)
     specs = {
         place.rank: RankSpec(
-            place=place,
-            world_size=len(workers.places),
-            master_address=workers.places[0].address,
-            master_port=port,
-            device_type="cuda" if settings.needs.gpus else "cpu",
-            threads=settings.threads,
+            environment=RankEnvironment(
+                rank=place.rank,
+                world_size=len(workers.places),
+                local_rank=place.local_rank,
+                local_world_size=place.local_world_size,
+                host=place.host,
+                master_address=workers.places[0].address,
+                master_port=port,
+                device_type="cuda" if settings.needs.gpus else "cpu",
+                threads=settings.threads,
+            ),
             project=project,
             job=run.job,
             explicit=explicit,

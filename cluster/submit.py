@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import math
 import shlex
 import tempfile
@@ -9,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
@@ -25,6 +27,9 @@ from trainer.run_folder import RunFolder
 _POLL_S = 0.5
 _STOP_MARGIN_S = 30
 """Beyond the grace to save: ending the workers and writing exit.json."""
+
+_NEW_CLUSTER_S = 60.0
+"""How long a cluster may be up before it takes jobs."""
 
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
@@ -46,6 +51,8 @@ def submit(
     """
     set_unless_set(RAY_DEFAULTS)
     reread_settings()
+    # Ray tells of each file it packs; the summary below says it in one line.
+    logging.getLogger("ray").setLevel(logging.WARNING)
     client = _client(address)
     began_s = time.time()
     name = submission_id or f"{job.run.name}-{uuid.uuid4().hex[:8]}"
@@ -148,17 +155,31 @@ def _send(
     wait_s = math.ceil(stop_grace_s) + _STOP_MARGIN_S
     with tempfile.TemporaryDirectory(prefix="braid-") as folder:
         stage(files, root, Path(folder), recipe_text)
+        _submit_patiently(
+            client,
+            name,
+            entrypoint(overrides),
+            {
+                "working_dir": folder,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
+            },
+        )
+
+
+def _submit_patiently(
+    client: JobSubmissionClient, name: str, command: str, runtime_env: Mapping[str, Any]
+) -> None:
+    """Submit; where the cluster has only just started and cannot take jobs yet, try again."""
+    deadline_s = time.monotonic() + _NEW_CLUSTER_S
+    while True:
         try:
-            client.submit_job(
-                entrypoint=entrypoint(overrides),
-                submission_id=name,
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
-                },
-            )
+            client.submit_job(entrypoint=command, submission_id=name, runtime_env=dict(runtime_env))
+            return
         except RuntimeError as error:
-            raise ResourceError(f"the cluster refused the job {name}: {error}") from error
+            starting = "No available agent" in str(error)
+            if not starting or time.monotonic() > deadline_s:
+                raise ResourceError(f"the cluster refused the job {name}: {error}") from error
+        time.sleep(_POLL_S)
 
 
 async def _follow(client: JobSubmissionClient, name: str, view: RunView) -> None:

@@ -1,5 +1,6 @@
 """All workers of a run: call them together, and tell answers from failures."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from cluster.worker import TrainWorker
 from trainer.errors import ExitCode, InfrastructureError
 from trainer.run_folder import RunFolder
 from trainer.status import Moment
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 _STOP_CALL_S = 5.0
 """A worker that cannot even note a request in this time is waited for no longer."""
@@ -149,7 +152,8 @@ class WorkerGroup:
                 host=place.host,
                 now_s=time.time(),
             )
-            return replace(failure, last_lines=tuple(str(error).splitlines()[-LAST_LINES:]))
+            trace = _COLOURS.sub("", str(error)).splitlines()
+            return replace(failure, last_lines=tuple(trace[-LAST_LINES:]))
         except RayError as error:
             return self._death(error, place)
 

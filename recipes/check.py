@@ -1,5 +1,6 @@
 """What a recipe comes to before anything is started: batch, parameters, layout, memory."""
 
+import glob
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ class CheckReport:
     device_note: str
     """Where that figure comes from."""
 
+    data: str
+    """What is read, and whether it is on this machine."""
+
     @property
     def state_bytes(self) -> dict[str, int]:
         """Bytes per rank that stay for the whole run. Activations come on top."""
@@ -69,6 +73,7 @@ class CheckReport:
             "device_bytes": self.device_bytes,
             "device_note": self.device_note,
             "fits": self.fits,
+            "data": self.data,
             "architecture": asdict(self.architecture),
         }
 
@@ -90,6 +95,7 @@ class CheckReport:
             ("layout", f"replica {self.layout.replica} × shard {self.layout.shard}"),
             ("memory per rank", f"{gib(sum(state.values()))} = {parts}; {verdict}"),
             ("device memory", f"{gib(self.device_bytes)}, {self.device_note}"),
+            ("data", self.data),
         ]
 
 
@@ -124,7 +130,14 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
         layout=_layout(loaded, state_bytes=state_bytes, device_bytes=device_bytes),
         device_bytes=device_bytes,
         device_note=device_note,
+        data=_data(recipe.data.source),
     )
+
+
+def _data(source: str) -> str:
+    # Not an error: a recipe is often checked on another machine than it runs on.
+    found = source == "python_stdlib" or any(glob.iglob(os.path.expanduser(source)))
+    return source if found else f"{source}, which is not on this machine"
 
 
 def host_memory_bytes() -> int:

@@ -9,17 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from recipes.bundled import FOLDER, bundled_recipes
 from recipes.load import LoadedRecipe, load_recipe
-from recipes.problems import RecipeProblems
+from recipes.printing import error_record, print_error, print_json, print_table
 from trainer.errors import BraidError, ExitCode, RecipeError
 
 app = typer.Typer(
@@ -46,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=given, prog_name="braid")
     except BraidError as error:
         if "--json" in given:
-            _print_json(_error_record(error))
-        _print_error(error)
+            print_json(error_record(error))
+        print_error(error)
         sys.exit(int(error.exit_code))
 
 
@@ -68,15 +64,16 @@ def run(context: typer.Context, recipe: RecipeName) -> None:
     """Train here: on a Ray cluster of this machine, or the one that cluster.address names."""
     loaded = _load(recipe, context)
     from cluster.launch import launch
-    from recipes.view import make_view
+    from recipes.view import open_view
 
-    code = launch(
-        loaded.recipe.job,
-        loaded.recipe.cluster,
-        origins=loaded.origins,
-        recipe_text=loaded.text,
-        view=make_view(),
-    )
+    with open_view() as view:
+        code = launch(
+            loaded.recipe.job,
+            loaded.recipe.cluster,
+            origins=loaded.origins,
+            recipe_text=loaded.text,
+            view=view,
+        )
     raise typer.Exit(int(code))
 
 
@@ -89,15 +86,16 @@ def submit(
     """Train on a cluster elsewhere, as a Ray job."""
     loaded = _load(recipe, context)
     from cluster.submit import submit as submit_job
-    from recipes.view import make_view
+    from recipes.view import open_view
 
-    code = submit_job(
-        loaded.recipe.job,
-        loaded.recipe.cluster,
-        recipe_text=loaded.text,
-        address=address,
-        view=make_view(),
-    )
+    with open_view() as view:
+        code = submit_job(
+            loaded.recipe.job,
+            loaded.recipe.cluster,
+            recipe_text=loaded.text,
+            address=address,
+            view=view,
+        )
     raise typer.Exit(int(code))
 
 
@@ -122,11 +120,32 @@ def check(
         built = dry_build(report.architecture)
         assert built == report.parameters, f"{built} parameters built, {report.parameters} counted"
     if as_json:
-        _print_json({"recipe": str(loaded.path), **report.record(), "built_parameters": built})
+        print_json({"recipe": str(loaded.path), **report.record(), "built_parameters": built})
         return
-    console = Console(highlight=False)
     rows = [*report.rows(), ("dry build", "the model builds" if built else "skipped")]
-    console.print(_table(f"{report.name} is a valid recipe", rows))
+    print_table(f"{report.name} is a valid recipe", rows)
+
+
+@app.command(context_settings=WITH_OVERRIDES)
+def invariance(
+    context: typer.Context,
+    recipe: RecipeName,
+    steps: Annotated[int, typer.Option(help="Steps to compare.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Train a few steps with 1, 2 and 4 ranks in 1, 2 and 4 rounds, and compare the losses."""
+    loaded = _load(recipe, context)
+    from recipes.invariance import compare, report_record, report_rows, variants_of
+
+    variants = variants_of(loaded.recipe.job, worlds=(1, 2, 4), rounds=(1, 2, 4))
+    comparisons = compare(loaded.recipe.job, variants, steps=steps)
+    holds = all(c.holds for c in comparisons)
+    if as_json:
+        print_json(report_record(comparisons))
+    else:
+        verdict = "agree" if holds else "do NOT agree"
+        print_table(f"losses of {loaded.path.name} {verdict}", report_rows(comparisons))
+    raise typer.Exit(int(ExitCode.DONE if holds else ExitCode.NUMERIC))
 
 
 @app.command(context_settings=WITH_OVERRIDES)
@@ -136,7 +155,7 @@ def show(context: typer.Context, recipe: RecipeName, as_json: AsJson = False) ->
     from recipes.show import lines, record
 
     if as_json:
-        _print_json(record(loaded))
+        print_json(record(loaded))
         return
     for line in lines(loaded):
         print(line)
@@ -147,7 +166,7 @@ def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from recipes.schema import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command()
@@ -168,11 +187,11 @@ def doctor(
     findings = examine(machine, tested)
     healthy = all(finding.verdict != "problem" for finding in findings)
     if as_json:
-        _print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
     else:
-        rows = [(f"{f.verdict:<8}{f.name}", _with_remedy(f.found, f.remedy)) for f in findings]
+        rows = [(f"{f.verdict:<8}{f.name}", f.with_remedy()) for f in findings]
         title = "ready to train" if healthy else "not ready: see the problems"
-        Console(highlight=False).print(_table(title, rows))
+        print_table(title, rows)
     raise typer.Exit(int(ExitCode.DONE if healthy else ExitCode.RESOURCES))
 
 
@@ -224,7 +243,7 @@ def list_bundled(as_json: AsJson = False) -> None:
     """List the bundled recipes."""
     bundled = bundled_recipes()
     if as_json:
-        _print_json([{"name": b.name, "path": str(b.path), "summary": b.summary} for b in bundled])
+        print_json([{"name": b.name, "path": str(b.path), "summary": b.summary} for b in bundled])
         return
     width = max(len(b.name) for b in bundled)
     for b in bundled:
@@ -235,42 +254,6 @@ def _load(recipe: str, context: typer.Context) -> LoadedRecipe:
     if recipe.startswith("--"):
         raise RecipeError(f"the recipe comes before its overrides, but {recipe} is first")
     return load_recipe(recipe, context.args)
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(Text(name), Text(text))
-    return table
-
-
-def _with_remedy(found: str, remedy: str) -> str:
-    return f"{found} -> {remedy}" if remedy else found
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _error_record(error: BraidError) -> dict[str, Any]:
-    record: dict[str, Any] = {"error": str(error), "exit_code": int(error.exit_code)}
-    if isinstance(error, RecipeProblems):
-        record["problems"] = [
-            {"origin": str(p.origin), "key": p.key, "message": p.message} for p in error.problems
-        ]
-    return record
-
-
-def _print_error(error: BraidError) -> None:
-    console = Console(stderr=True, highlight=False)
-    title = f"{type(error).__name__}, exit code {int(error.exit_code)}"
-    if console.is_terminal:
-        console.print(Panel(Text(str(error)), title=title, border_style="red"))
-    else:
-        # A frame would break paths and messages that people search logs for.
-        print(f"{title}\n{error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ class Finding:
     found: str
     remedy: str = ""
 
+    def with_remedy(self) -> str:
+        """What was found, and what to do about it."""
+        return f"{self.found} -> {self.remedy}" if self.remedy else self.found
+
 
 def examine(machine: Machine, tested: Mapping[str, Any]) -> list[Finding]:
     """All findings. `tested` is the content of tested_versions.json."""

@@ -84,23 +84,55 @@ def compare(job: JobConfig, variants: Sequence[Variant], *, steps: int) -> list[
     return comparisons
 
 
+def report_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """All figures, for scripts."""
+    return {
+        "relative_bound": RELATIVE_BOUND,
+        "holds": all(c.holds for c in comparisons),
+        "variants": [
+            {
+                "replica": c.variant.replica,
+                "shard": c.variant.shard,
+                "rounds": c.variant.rounds,
+                "losses": list(c.losses),
+                "grad_norms": list(c.grad_norms),
+                "largest_difference": c.largest_difference,
+                "holds": c.holds,
+            }
+            for c in comparisons
+        ],
+    }
+
+
+def report_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
+    """A line per variant, for people."""
+    return [
+        (
+            f"replica {c.variant.replica} × shard {c.variant.shard}, rounds {c.variant.rounds}",
+            f"last loss {c.losses[-1]:.6f}, largest relative difference "
+            f"{c.largest_difference:.1e}{'' if c.holds else f' > {RELATIVE_BOUND:g}'}",
+        )
+        for c in comparisons
+    ]
+
+
 def _train(
     job: JobConfig, variant: Variant, *, steps: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     with tempfile.TemporaryDirectory(prefix="braid-invariance-") as folder:
-        config = _spread(job, variant, steps=steps, folder=folder)
+        config = _spread(job, variant, folder)
         context = multiprocessing.get_context("spawn")
         reports = context.SimpleQueue()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         workers = [
-            context.Process(target=_work, args=(config, rank, variant.ranks, port, reports))
+            context.Process(target=_work, args=(config, rank, variant.ranks, port, steps, reports))
             for rank in range(variant.ranks)
         ]
         for worker in workers:
             worker.start()
-        rows = [reports.get() for _ in range(steps)] if _alive(workers, reports) else []
+        rows = _collect(workers, reports, steps)
         for worker in workers:
             worker.join()
         if len(rows) < steps or any(worker.exitcode for worker in workers):
@@ -111,26 +143,68 @@ def _train(
     return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
 
 
-def _alive(workers: Sequence[Any], reports: Any) -> bool:
-    """Wait for the first report; false when a worker has ended without one."""
-    while reports.empty():
-        if any(not worker.is_alive() for worker in workers):
-            return not reports.empty()
-        workers[0].join(timeout=0.05)
-    return True
+def _collect(workers: Sequence[Any], reports: Any, steps: int) -> list[tuple[float, float]]:
+    """What rank 0 reported; fewer than `steps` where a worker failed."""
+    rows: list[tuple[float, float]] = []
+    while len(rows) < steps:
+        if not reports.empty():
+            rows.append(reports.get())
+        elif any(worker.exitcode is not None for worker in workers):
+            for worker in workers:
+                worker.terminate()
+            break
+        else:
+            workers[0].join(timeout=0.02)
+    return rows
 
 
-def _spread(job: JobConfig, variant: Variant, *, steps: int, folder: str) -> JobConfig:
+def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
     tokens = job.train.global_batch_tokens // (variant.ranks * variant.rounds)
     return replace(
         job,
         run=replace(job.run, dir=folder, name="variant", resume="never"),
         train=replace(
             job.train,
-            steps=max(steps, job.sched.warmup_steps),
             max_tokens_per_device=tokens,
             precision="fp32",
         ),
         parallel=ParallelConfig(replica=variant.replica, shard=variant.shard),
         checkpoint=CheckpointConfig(interval_steps=0, rehearse=False),
+    )
+
+
+def _work(config: JobConfig, rank: int, ranks: int, port: int, steps: int, reports: Any) -> None:
+    # Here and not above, so that the command line starts without torch.
+    from comms.config import RankEnvironment
+    from trainer.main import run_job
+    from trainer.metrics import StepReport
+    from trainer.status import Status
+
+    done = 0
+
+    def report(step: StepReport) -> None:
+        nonlocal done
+        done += 1
+        if rank == 0:
+            reports.put((step.loss, step.grad_norm))
+
+    environment = RankEnvironment(
+        rank=rank,
+        world_size=ranks,
+        local_rank=rank,
+        local_world_size=ranks,
+        host="127.0.0.1",
+        master_address="127.0.0.1",
+        master_port=port,
+    )
+    run_job(
+        config,
+        environment,
+        status=Status(),
+        explicit={},
+        sinks=[],
+        # Asked in every step, before its report.
+        should_stop=lambda: done >= steps - 1,
+        host_memory_gib=lambda: 0.0,
+        on_report=report,
     )

@@ -1,6 +1,8 @@
 """A run as people watch it: with a progress bar on a terminal, in plain lines anywhere else."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -13,10 +15,18 @@ from recipes.paths import shown
 from recipes.wording import duration, failure_lines, next_commands, step_line
 
 
-def make_view() -> RunView:
-    """The view that fits standard output."""
+@contextmanager
+def open_view() -> Iterator[RunView]:
+    """The view that fits standard output. The terminal is itself again afterwards."""
     console = Console(highlight=False)
-    return TerminalView(console) if console.is_terminal else PlainView()
+    if not console.is_terminal:
+        yield PlainView()
+        return
+    view = TerminalView(console)
+    try:
+        yield view
+    finally:
+        view.close()
 
 
 class PlainView:
@@ -65,6 +75,10 @@ class TerminalView:
             transient=True,
         )
         self._task: TaskID | None = None
+
+    def close(self) -> None:
+        """Take the bar away. Call it once, last."""
+        self._progress.stop()
 
     def phase(self, name: str, detail: str) -> None:
         """Show the phase beside the spinner."""

@@ -19,7 +19,6 @@ from trainer.measure import measure_hardware
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
 from trainer.model.decoder import Decoder
-from trainer.model.hf_weights import load_hf_weights
 from trainer.model.init import init_weights
 from trainer.model.resolve import resolve_architecture
 from trainer.model.size import flops_per_token, parameter_count
@@ -72,6 +71,7 @@ def assemble(
     model.to_empty(device=device_of(environment))
     init_weights(model, config.run.seed)
     if config.model.path is not None and config.model.load_weights:
+        from trainer.model.hf_weights import load_hf_weights
         load_hf_weights(model, Path(config.model.path))
     return Assembly(
         architecture=architecture,
@@ -119,7 +119,11 @@ def build_planner(
     sharded = bool(fsdp_modules(assembly.model))
     cost = ModelCost(
         parameters=parameter_count(assembly.architecture),
-        flops_per_token=flops_per_token(assembly.architecture, context_tokens=config.data.seq_len),
+        flops_per_token=flops_per_token(
+            assembly.architecture,
+            assembly.architecture.vocab_size,
+            context_tokens=config.data.seq_len,
+        ),
         sharded=sharded,
         param_bytes=assembly.dtype.itemsize,
         reshard_after_forward=sharded and config.parallel.reshard_after_forward,

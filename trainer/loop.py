@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from comms.groups import device_of
 from trainer.errors import NumericError
 from trainer.feed import StepWork
 from trainer.job import Job, Outcome

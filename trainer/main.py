@@ -49,6 +49,7 @@ def run_job(
     with closing(
         Corpus.open(config.data, tokenizer, background=environment.local_rank == 0)
     ) as corpus:
+        corpus.begin(config.run.seed)
         status.enter("joining")
         join(environment, deadline_s=JOIN_DEADLINE_S)
         listeners = Listeners(

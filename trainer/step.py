@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from comms.groups import device_of
 from trainer.feed import StepWork
 from trainer.job import Job
 from trainer.optim import set_learning_rate

@@ -28,9 +28,9 @@ def steps(spec: RankSpec, control: RankControl) -> Outcome:
     for step in range(1, STEPS + 1):
         time.sleep(0.01)
         control.status.enter("training", step)
-        if spec.place.rank == 0:
+        if spec.environment.rank == 0:
             control.report(_record(step, STEPS))
-    os.write(1, f"rank {spec.place.rank} wrote to its own log\n".encode())
+    os.write(1, f"rank {spec.environment.rank} wrote to its own log\n".encode())
     return Outcome(kind="finished", step=STEPS, checkpoint="step-00000005")
 
 
@@ -41,7 +41,7 @@ def until_stopped(spec: RankSpec, control: RankControl) -> Outcome:
     while not control.should_stop():
         step += 1
         control.status.enter("training", step)
-        if spec.place.rank == 0:
+        if spec.environment.rank == 0:
             control.report(_record(step, 10**6))
         time.sleep(0.05)
     return Outcome(kind="stopped", step=step, checkpoint=f"step-{step:08d}")
@@ -57,7 +57,7 @@ def deaf(spec: RankSpec, control: RankControl) -> Outcome:
 def bad_data(spec: RankSpec, control: RankControl) -> Outcome:
     """Rank 1 cannot read its data; rank 0 waits for it."""
     _enter_training(control)
-    if spec.place.rank == 1:
+    if spec.environment.rank == 1:
         raise DataError("data/broken.jsonl:7 is not JSON")
     return until_stopped(spec, control)
 
@@ -65,8 +65,8 @@ def bad_data(spec: RankSpec, control: RankControl) -> Outcome:
 def killed(spec: RankSpec, control: RankControl) -> Outcome:
     """Rank 1 is killed while rank 0 holds a connection to it, and fails by its loss."""
     _enter_training(control)
-    address = (spec.master_address, spec.master_port)
-    if spec.place.rank == 0:
+    address = (spec.environment.master_address, spec.environment.master_port)
+    if spec.environment.rank == 0:
         with socket.create_server(address) as server, server.accept()[0] as peer:
             peer.recv(1)
         raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
@@ -84,7 +84,7 @@ def killed(spec: RankSpec, control: RankControl) -> Outcome:
 
 def stuck_joining(spec: RankSpec, control: RankControl) -> Outcome:
     """Rank 1 never gets past the meeting; rank 0 waits further on."""
-    control.status.enter("joining" if spec.place.rank == 1 else "building")
+    control.status.enter("joining" if spec.environment.rank == 1 else "building")
     while True:
         time.sleep(0.1)
 

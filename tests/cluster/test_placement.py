@@ -48,6 +48,7 @@ def test_ranks_of_a_node_see_all_its_devices_by_local_rank() -> None:
 def test_the_end_of_a_process_is_told_without_identifiers() -> None:
     message = (
         "The actor died.\n\tactor_id: 1234\n\tpid: 99\n"
-        "Worker exit type: USER_ERROR Worker exit detail: exit code 5. Some common causes include: x"
+        "Worker exit type: USER_ERROR "
+        "Worker exit detail: exit code 5. Some common causes include: (1)"
     )
     assert end_of_process(message) == "exit code 5."

@@ -39,6 +39,22 @@ def test_dead_nodes_do_not_count() -> None:
     assert [(n.node_id, n.is_head) for n in found] == [("a", True)]
 
 
+def test_hosts_that_share_a_name_go_by_their_address() -> None:
+    found = living_nodes(
+        [
+            {
+                "NodeID": address,
+                "Alive": True,
+                "NodeManagerHostname": name,
+                "NodeManagerAddress": address,
+                "Resources": {},
+            }
+            for name, address in (("x", "10.0.0.1"), ("x", "10.0.0.2"), ("y", "10.0.0.3"))
+        ]
+    )
+    assert [n.host for n in found] == ["10.0.0.1", "10.0.0.2", "y"]
+
+
 @pytest.mark.parametrize(
     ("resources", "count"),
     [

@@ -85,3 +85,14 @@ def test_facts_are_looked_up(tmp_path):
     assert machine.ray_token
     assert machine.torch_problem is None
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_pinned_was_tested():
+    pins = dict(
+        line.split("==")
+        for line in (FOLDER.parent / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    for name, entry in TESTED["packages"].items():
+        if name in pins:
+            assert any(pins[name].startswith(f"{series}.") for series in entry["tested"]), name

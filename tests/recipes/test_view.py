@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from recipes.view import PlainView, TerminalView
+from recipes.view import PlainView, TerminalView, open_view
 from recipes.wording import count, duration, step_line
 
 RECORD = {
@@ -130,3 +130,16 @@ def test_a_terminal_shows_a_failure_on_standard_error(terminal, capsys):
     err = capsys.readouterr().err
     assert "failed with exit code 10" in err
     assert "[one]" in err
+
+
+def test_a_pipe_gets_plain_lines():
+    with open_view() as view:
+        assert isinstance(view, PlainView)
+
+
+def test_a_terminal_is_itself_again_after_an_unexpected_end(terminal):
+    view, screen = terminal
+    view.phase("joining", "")
+    assert "\x1b[?25l" in screen.getvalue()
+    view.close()
+    assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")

@@ -24,7 +24,99 @@ from trainer.errors import DataError
 Format = Literal["text", "jsonl", "parquet"]
 
 TEXT_SUFFIXES = frozenset(
-    [".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".xml", ".csv", ".tsv", ".org", ".adoc", ".py", ".pyi", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".rs", ".go", ".java", ".kt", ".scala", ".swift", ".m", ".mm", ".js", ".jsx", ".ts", ".tsx", ".mjs", ".css", ".scss", ".php", ".rb", ".pl", ".pm", ".lua", ".r", ".jl", ".hs", ".ml", ".mli", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el", ".scm", ".f", ".f90", ".sql", ".sh", ".bash", ".zsh", ".fish", ".ps1", ".bat", ".cmake", ".mk", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".json", ".proto", ".tf", ".v", ".sv", ".vhd", ".asm", ".s", ".cs", ".fs", ".vb", ".dart", ".zig", ".nim", ".d", ".pas", ".lean", ".diff", ".patch", ".log"]
+    [
+        ".txt",
+        ".text",
+        ".md",
+        ".rst",
+        ".tex",
+        ".html",
+        ".htm",
+        ".xml",
+        ".csv",
+        ".tsv",
+        ".org",
+        ".adoc",
+        ".py",
+        ".pyi",
+        ".ipynb",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".hpp",
+        ".cu",
+        ".cuh",
+        ".rs",
+        ".go",
+        ".java",
+        ".kt",
+        ".scala",
+        ".swift",
+        ".m",
+        ".mm",
+        ".js",
+        ".jsx",
+        ".ts",
+        ".tsx",
+        ".mjs",
+        ".css",
+        ".scss",
+        ".php",
+        ".rb",
+        ".pl",
+        ".pm",
+        ".lua",
+        ".r",
+        ".jl",
+        ".hs",
+        ".ml",
+        ".mli",
+        ".ex",
+        ".exs",
+        ".erl",
+        ".clj",
+        ".lisp",
+        ".el",
+        ".scm",
+        ".f",
+        ".f90",
+        ".sql",
+        ".sh",
+        ".bash",
+        ".zsh",
+        ".fish",
+        ".ps1",
+        ".bat",
+        ".cmake",
+        ".mk",
+        ".toml",
+        ".yaml",
+        ".yml",
+        ".ini",
+        ".cfg",
+        ".json",
+        ".proto",
+        ".tf",
+        ".v",
+        ".sv",
+        ".vhd",
+        ".asm",
+        ".s",
+        ".cs",
+        ".fs",
+        ".vb",
+        ".dart",
+        ".zig",
+        ".nim",
+        ".d",
+        ".pas",
+        ".lean",
+        ".diff",
+        ".patch",
+        ".log",
+    ]
 )
 LINE_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 SUFFIXES: dict[Format, frozenset[str]] = {
@@ -84,7 +176,12 @@ def _folder(root: Path, format: str) -> Source:
     if not found:
         raise DataError(f"data.source={root} is an empty folder; put text or code files there")
     resolved = _format_of(found, format)
-    files = [path for path in found if path.suffix.lower() in SUFFIXES[resolved]]
+    present = {path.suffix.lower() for path in found}
+    suffixes = SUFFIXES[resolved]
+    if resolved == "jsonl" and present & LINE_SUFFIXES:
+        # Beside .jsonl files, .json ones describe the data set.
+        suffixes = LINE_SUFFIXES
+    files = [path for path in found if path.suffix.lower() in suffixes]
     if not files:
         counts = Counter(path.suffix.lower() or "no suffix" for path in found)
         kinds = ", ".join(f"{suffix} ×{count}" for suffix, count in counts.most_common(5))
@@ -133,11 +230,15 @@ def _file(path: Path, root: Path) -> SourceFile:
 
 def _walk(root: Path, without: frozenset[str]) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
-        subfolders[:] = [n for n in subfolders if not n.startswith((".", "__py")) | (n in without)]
+        subfolders[:] = [name for name in subfolders if _is_source(name) and name not in without]
         for name in names:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if _is_source(name) and path.is_file():
                 yield path
+
+
+def _is_source(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"
 
 
 def _refuse(error: OSError) -> None:

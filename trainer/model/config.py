@@ -1,4 +1,4 @@
-"""The shape of a decoder. Pure data: no torch, so that planners and the recipe schema can use it."""
+"""The shape of a decoder. No torch, so that planners and the recipe schema can use it."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,0 +1,60 @@
+"""Why tokenising ended early, left beside the tokens for everyone who waits for them."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.data.cache import written_aside
+from trainer.errors import BraidError, DataError, ExitCode, InfrastructureError, ResourceError
+
+NAME = "failure.json"
+KINDS: dict[ExitCode, type[BraidError]] = {
+    ExitCode.DATA: DataError,
+    ExitCode.RESOURCES: ResourceError,
+    ExitCode.INFRASTRUCTURE: InfrastructureError,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The error of a tokenising process."""
+
+    code: int
+    message: str
+
+    @classmethod
+    def of(cls, error: BraidError) -> "Failure":
+        """The failure that `error` ended the process with."""
+        return cls(int(error.exit_code), str(error))
+
+    def error(self) -> BraidError:
+        """The error again, for this process to raise."""
+        kind = KINDS.get(ExitCode(self.code), InfrastructureError)
+        return kind(self.message)
+
+    def encode(self) -> str:
+        """One JSON line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "Failure":
+        """Read `encode`'s line."""
+        return cls(**json.loads(text))
+
+    def leave(self, folder: Path) -> None:
+        """Put it into `folder`."""
+        with written_aside(folder / NAME) as file:
+            file.write(self.encode().encode())
+
+
+def found_failure(folder: Path) -> Failure | None:
+    """The failure that was left in `folder`."""
+    try:
+        return Failure.decode((folder / NAME).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what an earlier run left: it may no longer hold."""
+    (folder / NAME).unlink(missing_ok=True)
