@@ -31,6 +31,9 @@ _STOP_MARGIN_S = 30
 _NEW_CLUSTER_S = 60.0
 """How long a cluster may be up before it takes jobs."""
 
+_CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers of Ray that tell of every upload and connection."""
+
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -51,29 +54,27 @@ def submit(
     """
     set_unless_set(RAY_DEFAULTS)
     reread_settings()
-    # Ray tells of each file it packs; the summary below says it in one line.
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     client = _client(address)
     began_s = time.time()
-    name = submission_id or f"{job.run.name}-{uuid.uuid4().hex[:8]}"
+    job_id = submission_id or f"{job.run.name}-{uuid.uuid4().hex[:8]}"
     overrides = absolute_paths(job, Path.cwd()) | {
         "run.name": job.run.name,
         "cluster.address": "auto",
     }
-    _send(client, name, recipe_text, overrides, cluster.stop_grace_s, view)
-    view.note(
-        f"submitted {name}; stop it with `ray job stop {name} --address {address}`, which saves "
-        "first"
-    )
-    asyncio.run(_follow(client, name, view))
-    info = _await_end(client, name)
+    _send(client, job_id, recipe_text, overrides, cluster.stop_grace_s, view)
+    view.note(f"submitted {job_id}; `ray job stop {job_id} --address {address}` saves and ends it")
+    asyncio.run(_follow(client, job_id, view))
+    info = _await_end(client, job_id)
     folder = RunFolder.of(job.run)
     return exit_code_of(info, written_code(folder, since_s=began_s))
 
 
 def entrypoint(overrides: Mapping[str, str]) -> str:
-    """The shell command of the job. `exec`, so that a stop reaches our process and not a shell
-    that ends before it."""
+    """The shell command of the job. The `python` on the PATH that Ray was started with must have
+    our dependencies. `exec`, so that a stop reaches our process and not a shell that ends before.
+    """
     words = [f"{key}={value}" for key, value in overrides.items()]
     return "exec python -m recipes.cli run " + shlex.join([RECIPE, *words])
 

@@ -10,7 +10,7 @@ Guarantees, each asserted in tests/parallel/test_attention.py:
 
 import inspect
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,7 @@ def _varlen(
     ends = _cumulative_lengths(document_ends, q_THd.device)
     longest = max(b - a for a, b in zip((0, *document_ends), document_ends, strict=False))
     bounds = (-1, 0) if window is None or window >= longest else (window - 1, 0)
-    options = {"enable_gqa": True} if _VARLEN_NAMES_GQA else {}
+    options: dict[str, Any] = {"enable_gqa": True} if _VARLEN_NAMES_GQA else {}
     out = varlen_attn(
         q_THd, k_TKd, v_TKd, ends, ends, longest, longest, window_size=bounds, **options
     )

@@ -7,7 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
+    DefaultAllGather,
+    DefaultReduceScatter,
+)
 from torch.distributed.tensor import DTensor
 
 from comms.ledger import Ledger
@@ -99,17 +102,9 @@ class _TimedWork(dist.Work):
             return self._work.wait(*arguments)  # type: ignore[arg-type]
 
 
-class _Allocate:
-    """Buffers from torch's own allocator."""
-
-    def allocate(
-        self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-
-class _CountedAllGather(_Allocate, AllGather):
+class _CountedAllGather(DefaultAllGather):
     def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
         self._ledger = ledger
 
     def __call__(
@@ -122,14 +117,13 @@ class _CountedAllGather(_Allocate, AllGather):
         full_bytes = output_tensor.numel() * output_tensor.element_size()
         self._ledger.sent("shard", "all_gather", gather_bytes(full_bytes, group.size()))
         with self._ledger.waiting():
-            work = dist.all_gather_into_tensor(
-                output_tensor, input_tensor, group=group, async_op=async_op
-            )
+            work = super().__call__(output_tensor, input_tensor, group, async_op)
         return None if work is None else _TimedWork(work, self._ledger)
 
 
-class _CountedReduceScatter(_Allocate, ReduceScatter):
+class _CountedReduceScatter(DefaultReduceScatter):
     def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
         self._ledger = ledger
 
     def __call__(
@@ -139,14 +133,11 @@ class _CountedReduceScatter(_Allocate, ReduceScatter):
         group: dist.ProcessGroup,
         op: dist.ReduceOp.RedOpType,
         async_op: bool = False,
-    ) -> dist.Work | None:
+    ) -> dist.Work:
         full_bytes = input_tensor.numel() * input_tensor.element_size()
         self._ledger.sent("shard", "reduce_scatter", gather_bytes(full_bytes, group.size()))
         with self._ledger.waiting():
-            work = dist.reduce_scatter_tensor(
-                output_tensor, input_tensor, op=op, group=group, async_op=async_op
-            )
-        return None if work is None else _TimedWork(work, self._ledger)
+            return super().__call__(output_tensor, input_tensor, group, op, async_op)
 
 
 class _AllReduceCounter:

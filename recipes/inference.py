@@ -1,13 +1,12 @@
 """Use what a run has learned: generate text, or export it as a Hugging Face folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
-from recipes.paths import shown
 from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.loading import choose_loadable, read_tensors
 from trainer.data.tokenizer import Tokenizer
@@ -15,7 +14,7 @@ from trainer.errors import DataError, RecipeError
 from trainer.generate import generate
 from trainer.model.config import Architecture
 from trainer.model.decoder import Decoder
-from trainer.model.hf_weights import write_hf_folder
+from trainer.model.hf_export import write_hf_folder
 from trainer.run_folder import RunFolder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,18 +81,18 @@ def continuation(
 ) -> Iterator[str]:
     """Pieces of text that follow the prompt, as they are made.
 
-    Raises RecipeError for sampling settings out of range, and for a prompt without tokens.
+    Raises RecipeError for sampling settings out of range, and for a prompt without tokens or too
+    long for the model.
     """
     _require_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     tokenizer = Tokenizer.load(trained.folder.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(trained, device)
-    (prompt_tokens,) = tokenizer.encode_batch([prompt])
-    if not len(prompt_tokens):
-        raise RecipeError("--prompt is empty; give at least one character")
+    (encoded,) = tokenizer.encode_batch([prompt])
+    prompt_tokens = [*tokenizer.prefix_ids, *encoded.tolist()]
     tokens = generate(
         model,
-        [int(token) for token in prompt_tokens],
+        prompt_tokens,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -101,20 +100,28 @@ def continuation(
         eos_id=tokenizer.eos_id,
         context=trained.architecture.max_context_tokens,
     )
-    yield from whole_characters(tokens, tokenizer)
+    yield from whole_characters(prompt_tokens, tokens, tokenizer)
 
 
-def whole_characters(tokens: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Text of the tokens; a character that is spread over tokens waits for its last one."""
-    pending: list[int] = []
+def whole_characters(
+    prompt_tokens: Sequence[int], tokens: Iterator[int], tokenizer: Tokenizer
+) -> Iterator[str]:
+    """Text of the tokens after the prompt's; a character spread over tokens waits for its last.
+
+    All tokens are decoded together each time, because some tokenizers drop the space before the
+    first one.
+    """
+    seen = list(prompt_tokens)
+    shown = tokenizer.decode(seen)
+    text = shown
     for token in tokens:
-        pending.append(token)
-        text = tokenizer.decode(pending)
+        seen.append(token)
+        text = tokenizer.decode(seen)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text
-            pending = []
-    if pending:
-        yield tokenizer.decode(pending)
+            yield text[len(shown) :]
+            shown = text
+    if text != shown:
+        yield text[len(shown) :]
 
 
 def export(trained: Trained, to: Path, *, dtype: str) -> None:
@@ -122,8 +129,6 @@ def export(trained: Trained, to: Path, *, dtype: str) -> None:
 
     Raises RecipeError where the folder is not empty or no family there has this architecture.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RecipeError(f"{shown(to)} exists and is not an empty folder; name another one")
     write_hf_folder(
         to,
         trained.architecture,

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel.config import ParallelConfig
+from parallel.layout import divisors
 from trainer.config import CheckpointConfig, JobConfig
 from trainer.errors import InfrastructureError, RecipeError
 
-RELATIVE_BOUND = 1e-4
+RELATIVE_BOUND = 1e-5
 """On the losses of the first steps. One fp32 sum in another order differs by some 1e-7; updates
 carry such differences on and enlarge them."""
 
@@ -56,7 +57,7 @@ def variants_of(job: JobConfig, worlds: Sequence[int], rounds: Sequence[int]) ->
     found = [
         Variant(replica=replica, shard=world // replica, rounds=count)
         for world in worlds
-        for replica in sorted({world, 1}, reverse=True)
+        for replica in reversed(divisors(world))
         for count in rounds
         if sequences % (world * count) == 0
     ]
@@ -121,7 +122,9 @@ def _train(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     with tempfile.TemporaryDirectory(prefix="braid-invariance-") as folder:
         config = _spread(job, variant, folder)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        # One server imports torch, and every rank of every variant is forked from it.
+        context.set_forkserver_preload(["trainer.main"])
         reports = context.SimpleQueue()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

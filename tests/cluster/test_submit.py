@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from trainer.errors import ExitCode, ResourceError
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    # Ray's job client passes it to aiohttp.
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +35,13 @@ def dashboard() -> Iterator[str]:
     reread_settings()
     port = free_port("127.0.0.1")
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**node, "include_dashboard": True, "dashboard_port": port},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # As in an activated environment, from which people start Ray.
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={**node, "include_dashboard": True, "dashboard_port": port},
+        )
     try:
         cluster.add_node(**node)
         yield f"http://127.0.0.1:{port}"

@@ -129,3 +129,4 @@ def test_a_lost_host_is_named(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     assert submitted.wait(120) == 10, (tmp_path / "submit.log").read_text()
     record = json.loads((tmp_path / "lost/exit.json").read_text())
     assert (record["code"], record["rank"], record["phase"]) == (10, 1, "training")
+    assert hosts[1].address in (tmp_path / "submit.log").read_text()

@@ -135,7 +135,12 @@ def test_sampling_settings_out_of_range_are_refused(trained_run, changes, messag
 def test_characters_spread_over_tokens_come_whole(trained_run):
     tokenizer = Tokenizer.load(trained_run / "tokenizer")
     (tokens,) = tokenizer.encode_batch(["añ→b"])
-    assert list(whole_characters(iter(tokens.tolist()), tokenizer)) == ["a", "ñ", "→", "b"]
+    assert list(whole_characters(tokens.tolist()[:1], iter(tokens.tolist()), tokenizer)) == [
+        "a",
+        "ñ",
+        "→",
+        "b",
+    ]
 
 
 def test_generate_prints_prompt_and_text(trained_run, capsys):

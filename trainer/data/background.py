@@ -1,10 +1,8 @@
 """Start the tokenising process, notice how it ended, and end it."""
 
 import contextlib
-import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from trainer.data.cache import disk_errors
@@ -21,6 +19,7 @@ class BackgroundTokeniser:
 
     def __init__(self, assignment: Assignment) -> None:
         self._store = Path(assignment.store)
+        self._failure: Failure | None = None
         with disk_errors(self._store):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.data.tokenise"],
@@ -31,7 +30,7 @@ class BackgroundTokeniser:
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            json.dump(asdict(assignment), pipe)
+            pipe.write(assignment.encode())
 
     @property
     def process_id(self) -> int:
@@ -41,15 +40,13 @@ class BackgroundTokeniser:
     def failure(self) -> Failure | None:
         """How it failed, once it has; the first call leaves that in the store too."""
         code = self._process.poll()
-        if code is None or code == ExitCode.DONE:
-            return None
-        assert self._process.stdout is not None
-        said = "" if self._process.stdout.closed else self._process.stdout.read()
-        self._process.stdout.close()
-        failure = Failure.decode(said) if said else _unexplained(code)
-        with contextlib.suppress(ResourceError):
-            failure.leave(self._store)
-        return failure
+        if self._failure is None and code is not None and code != ExitCode.DONE:
+            assert self._process.stdout is not None
+            said = self._process.stdout.read()
+            self._failure = Failure.decode(said) if said else _unexplained(code)
+            with contextlib.suppress(ResourceError):
+                self._failure.leave(self._store)
+        return self._failure
 
     def close(self) -> None:
         """End it if it runs, and wait until it is gone."""

@@ -85,6 +85,11 @@ class Corpus:
         """Documents left out by `on_bad: skip`, in the blocks that are ready."""
         return self._too_large + self._refused
 
+    @property
+    def tokenising_process_id(self) -> int | None:
+        """The process that this corpus started, if it did."""
+        return None if self._tokeniser is None else self._tokeniser.process_id
+
     def begin(self, seed: int) -> None:
         """Start tokenising in the order that a stream of this seed needs; later calls do nothing.
 

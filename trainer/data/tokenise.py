@@ -5,7 +5,6 @@ failure goes to standard output as one JSON line, and into the store for other p
 """
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ def main() -> int:
     """Fill the store that standard input describes; returns the exit code."""
     parent = os.getppid()
     os.nice(LOWEST_PRIORITY)
-    assignment = Assignment(**json.load(sys.stdin))
+    assignment = Assignment.decode(sys.stdin.read())
     try:
         Filler(assignment).fill(lambda: os.getppid() == parent)
     except BraidError as error:

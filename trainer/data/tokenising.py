@@ -4,9 +4,10 @@ Several processes, of several hosts if they share the cache, may fill the same s
 the block it works on and leaves those alone that another has claimed.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ class Assignment:
     packing: Packing
     seed: int
     """Of the stream: blocks are done in the order of its first epoch."""
+
+    def encode(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "Assignment":
+        """Read `encode`'s object."""
+        return cls(**json.loads(text))
 
     def data_config(self) -> DataConfig:
         """The data section."""

@@ -47,9 +47,7 @@ class Experts(nn.Module):
 
 
 @torch.compiler.disable
-def grouped_swiglu(
-    x_RD: Tensor, counts_E: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor
-) -> Tensor:
+def grouped_swiglu(x_RD: Tensor, counts_E: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
     """The `ExpertsFn` of one device.
 
     On CUDA in bf16 the grouped kernel reads the counts on the device; elsewhere the host reads them

@@ -1,9 +1,10 @@
-"""Initial weights that depend on nothing but (seed, parameter name, position).
+"""First weights, the same whatever the layout.
 
 Guarantees, each asserted in tests/trainer/model/test_init.py:
-- any layout starts from bitwise the same weights as one rank;
-- a rank generates only the chunks that its rows overlap;
-- tensors of different names are independent.
+- an element depends only on the seed, its parameter's name and shape, and its place in the whole
+  parameter, so 1, 2, 3 or 4 ranks start from bitwise the same weights;
+- a rank draws only the chunks that overlap what it holds;
+- what is written into residual streams has a standard deviation of init_std / sqrt(2 num_layers).
 """
 
 import hashlib
@@ -11,71 +12,56 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from trainer.model.decoder import Decoder
+from trainer.model.fill import Region, fill
 
-_CHUNK_ELEMENTS = 2**18
-"""Elements drawn from one generator: small enough that a shard wastes little at its ends."""
-
-_RESIDUAL_OUTPUTS = ("o_proj", "down_proj")
+_CHUNK_ELEMENTS = 65_536
 
 
-@torch.no_grad()
 def init_weights(model: Decoder, seed: int) -> None:
-    """Fill every parameter and buffer. Plain tensors and DTensors of any placement; no rank talks
-    to another.
+    """Fill parameters and reset buffers, also after `to_empty`. All ranks of a sharded model call.
 
-    Matrices are normal with `init_std`, those that write to the residual stream divided by
-    sqrt(2 layers) (GPT-2), norms are one, biases and buffers zero.
+    Norms start at one, biases at zero, everything else from a normal distribution.
     """
-    architecture = model.architecture
-    residual_std = architecture.init_std / math.sqrt(2 * architecture.num_layers)
+    std = model.architecture.init_std
+    residual_std = std / math.sqrt(2 * model.architecture.num_layers)
     for name, parameter in model.named_parameters():
-        local, first, shape = _local_part(parameter)
-        if parameter.ndim == 1:
-            local.fill_(0.0 if name.endswith("bias") else 1.0)
-            continue
-        residual = any(f".{output}" in name for output in _RESIDUAL_OUTPUTS)
-        std = residual_std if residual else architecture.init_std
-        _fill_normal(local, name=name, seed=seed, first=first, shape=shape, std=std)
+        if name.endswith("norm.weight"):
+            torch.nn.init.ones_(parameter)
+        elif name.endswith(".bias"):
+            torch.nn.init.zeros_(parameter)
+        else:
+            writes_residual = "o_proj" in name or "down_proj" in name
+            _fill_normal(parameter, name, seed, residual_std if writes_residual else std)
     for buffer in model.buffers():
-        buffer.zero_()
+        torch.nn.init.zeros_(buffer)
 
 
-def normal_rows(
-    name: str, *, seed: int, shape: torch.Size, first_row: int, end_row: int
-) -> Tensor:
-    """Rows [first_row, end_row) of the tensor `name` of standard normal numbers, fp32 on CPU."""
-    row_elements = max(1, math.prod(shape[1:]))
-    chunk_rows = max(1, _CHUNK_ELEMENTS // row_elements)
-    pieces = []
-    for chunk in range(first_row // chunk_rows, -(-end_row // chunk_rows)):
-        begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, shape[0])
-        digest = hashlib.sha256(f"{seed}/{name}/{chunk}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        rows = torch.randn(end - begin, *shape[1:], generator=generator)
-        pieces.append(rows[max(first_row - begin, 0) : end_row - begin])
-    return torch.cat(pieces) if pieces else torch.empty(0, *shape[1:])
+def _fill_normal(parameter: Tensor, name: str, seed: int, std: float) -> None:
+    shape = tuple(parameter.shape)
+
+    def read(region: Region) -> Tensor:
+        return normal_region(name, shape, region, seed).mul_(std)
+
+    fill(parameter, read)
 
 
-def _fill_normal(
-    local: Tensor, *, name: str, seed: int, first: tuple[int, ...], shape: torch.Size, std: float
-) -> None:
-    rows = normal_rows(
-        name, seed=seed, shape=shape, first_row=first[0], end_row=first[0] + local.shape[0]
-    )
-    for dim in range(1, local.ndim):
-        rows = rows.narrow(dim, first[dim], local.shape[dim])
-    local.copy_(rows * std)
+def normal_region(name: str, shape: tuple[int, ...], region: Region, seed: int) -> Tensor:
+    """The box `region` of a standard normal fp32 tensor on the CPU, named `name`."""
+    rows = region[0]
+    rows_per_chunk = max(1, _CHUNK_ELEMENTS // math.prod(shape[1:]))
+    parts = []
+    for chunk in range(rows.start // rows_per_chunk, -(-rows.stop // rows_per_chunk)):
+        first = chunk * rows_per_chunk
+        size = min(rows_per_chunk, shape[0] - first)
+        generator = torch.Generator().manual_seed(_stable_seed(seed, name, chunk))
+        values = torch.randn(size, *shape[1:], generator=generator, dtype=torch.float32)
+        mine = slice(max(rows.start - first, 0), min(rows.stop - first, size))
+        parts.append(values[(mine, *region[1:])])
+    return torch.cat(parts)
 
 
-def _local_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...], torch.Size]:
-    """This rank's part, where it begins, and the shape of the whole."""
-    if not isinstance(parameter, DTensor):
-        return parameter, (0,) * parameter.ndim, parameter.shape
-    _, first = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return parameter.to_local(), tuple(first), parameter.shape
+def _stable_seed(seed: int, name: str, chunk: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{name}/{chunk}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)

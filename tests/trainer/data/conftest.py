@@ -17,14 +17,14 @@ from trainer.data.tokenizer import Tokenizer
 WORDS = ["the", "of", "a", "model", "token", "trains", "data", "loss", "step", "gradient", "night"]
 
 
-def make_texts(count: int, *, seed: int = 0, longest_words: int = 120) -> list[str]:
+def random_texts(count: int, *, seed: int = 0, longest_words: int = 120) -> list[str]:
     """Texts of mixed lengths, one of them empty and one a single letter."""
     rng = random.Random(seed)
     lengths = [rng.randint(1, longest_words) for _ in range(count - 2)]
     return ["", "x", *(" ".join(rng.choices(WORDS, k=n)) for n in lengths)]
 
 
-def make_chats(count: int, *, seed: int = 0) -> list[list[dict[str, str]]]:
+def random_chats(count: int, *, seed: int = 0) -> list[list[dict[str, str]]]:
     """Conversations of one to three turns."""
     rng = random.Random(seed)
 
@@ -38,9 +38,21 @@ def make_chats(count: int, *, seed: int = 0) -> list[list[dict[str, str]]]:
 
 
 @pytest.fixture(scope="session")
+def make_texts() -> Callable[..., list[str]]:
+    """`random_texts`, for tests."""
+    return random_texts
+
+
+@pytest.fixture(scope="session")
+def make_chats() -> Callable[..., list[list[dict[str, str]]]]:
+    """`random_chats`, for tests."""
+    return random_chats
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """A byte-level tokenizer of 320 tokens."""
-    text = train_bpe(make_texts(60), 320)
+    """A byte-level tokenizer of 290 tokens."""
+    text = train_bpe(random_texts(60), 290)
     return Tokenizer(text, eos_token=END_OF_TEXT, config={"chat_template": CHATML})
 
 
@@ -49,7 +61,7 @@ def text_source(tmp_path: Path) -> Path:
     """A folder of 40 text files."""
     folder = tmp_path / "texts"
     folder.mkdir()
-    for number, text in enumerate(make_texts(40)):
+    for number, text in enumerate(random_texts(40)):
         (folder / f"{number:03d}.txt").write_text(text)
     return folder
 
@@ -58,7 +70,7 @@ def text_source(tmp_path: Path) -> Path:
 def chat_source(tmp_path: Path) -> Path:
     """A JSON lines file of 40 conversations."""
     path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps({"messages": c}) + "\n" for c in make_chats(40)))
+    path.write_text("".join(json.dumps({"messages": c}) + "\n" for c in random_chats(40)))
     return path
 
 
@@ -67,8 +79,10 @@ def data_config(tmp_path: Path) -> Callable[..., DataConfig]:
     """A data section with small blocks and a cache of the test's own."""
 
     def make(source: Path, **values: object) -> DataConfig:
-        values = {"block_bytes": 1500, "shuffle_blocks": 2, "seq_len": 32, **values}
-        return DataConfig(source=str(source), cache_dir=str(tmp_path / "cache"), **values)
+        small = {"block_bytes": 1500, "shuffle_blocks": 2, "seq_len": 32}
+        return DataConfig(
+            source=str(source), **({"cache_dir": str(tmp_path / "cache")} | small | values)
+        )
 
     return make
 

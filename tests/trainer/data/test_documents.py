@@ -55,7 +55,8 @@ def test_json_lines_are_read_with_their_line_numbers(tmp_path, data_config, bloc
     path = tmp_path / "a.jsonl"
     good = [json.dumps({"text": f"line {n}"}) for n in range(4)]
     path.write_text(
-        f'{good[0]}\r\n\n{{"text": \n  \n[1]\n{good[1]}\n{{"body": 1, "id": 2}}\n{good[2]}\n{good[3]}'
+        f'{good[0]}\r\n\n{{"text": \n  \n[1]\n{good[1]}\n'
+        f'{{"body": 1, "id": 2}}\n{good[2]}\n{good[3]}'
     )
     config = data_config(path, block_bytes=block_bytes)
     names = [name for name, d in read_all(config) if isinstance(d, Document)]

@@ -21,7 +21,8 @@ def test_the_template_and_the_messages_are_told_apart():
 
 def test_templates_know_special_tokens_and_the_usual_extras():
     text = (
-        "{{ bos_token }}{% for m in messages %}{%- if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ bos_token }}{% for m in messages %}"
+        "{%- if m.role == 'system' %}{% continue %}{% endif %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ [1, 'ä'] | tojson }}"
     )
     pieces = ChatTemplate(text, {"bos_token": "<s>"}).pieces(CHAT[1:])

@@ -3,7 +3,6 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from trainer.data.bpe import END_OF_TEXT, train_bpe
 from trainer.data.tokenizer import Tokenizer, prepare_tokenizer
@@ -23,7 +22,7 @@ def test_text_survives_and_special_tokens_in_it_stay_text(tokenizer):
 
 
 def test_sizes_and_ids(tokenizer):
-    assert tokenizer.vocab_size == 320
+    assert tokenizer.vocab_size == 290
     assert tokenizer.eos_id == 0
     assert tokenizer.prefix_ids == ()
     assert tokenizer.special_ids == {0, 1, 2}
@@ -42,8 +41,10 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
 
 
 def test_transformers_reads_what_is_saved(tokenizer, tmp_path):
+    # Imported here: it takes seconds, and spawned processes of this file would take them too.
+    transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token == END_OF_TEXT
     plain = "the model trains,\n  then the loss falls äö"
     assert theirs(plain)["input_ids"] == tokenizer.encode_batch([plain])[0].tolist()
@@ -129,7 +130,7 @@ def test_missing_tokenizers_and_unknown_end_tokens_are_named(tmp_path):
 def test_auto_trains_once_and_keeps_it(text_source, data_config, monkeypatch):
     config = data_config(text_source, vocab_size=320)
     first = prepare_tokenizer(config, None)
-    assert first.vocab_size == 320
+    assert 259 < first.vocab_size <= 320
     monkeypatch.setattr("trainer.data.tokenizer.train_bpe", lambda *_: pytest.fail("again"))
     assert prepare_tokenizer(config, None).fingerprint == first.fingerprint
 

@@ -1,0 +1,130 @@
+"""Small whole runs on several ranks of this machine, without Ray."""
+
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+from tests.ranks import environment_of, free_port
+from trainer.config import (
+    CheckpointConfig,
+    DataConfig,
+    JobConfig,
+    OptimConfig,
+    RunConfig,
+    SchedConfig,
+    TrainConfig,
+)
+from trainer.job import Outcome
+from trainer.main import run_job
+from trainer.metrics import StepReport
+from trainer.model.config import ModelConfig, MoeConfig
+from trainer.status import Status
+
+
+def write_corpus(folder: Path, *, documents: int = 40) -> Path:
+    """Text of documents of very different lengths, the same every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(documents):
+        words = [f"word{(number * 7 + i * i) % 97}" for i in range(3 + (number * 37) % 200)]
+        (folder / f"document{number:03d}.txt").write_text(" ".join(words))
+    return folder
+
+
+def tiny_job(folder: Path, **changes: Any) -> JobConfig:
+    """A mixture of experts with every auxiliary loss, small enough for a second of training."""
+    sections: dict[str, Any] = {
+        "run": RunConfig(name="tiny", dir=str(folder / "runs")),
+        "model": ModelConfig(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            intermediate_size=48,
+            qk_norm=True,
+            moe=MoeConfig(
+                num_experts=5,
+                top_k=2,
+                expert_intermediate_size=24,
+                shared_intermediate_size=16,
+                aux_loss_weight=0.02,
+                z_loss_weight=1e-3,
+                bias_update_rate=1e-3,
+                first_dense_layers=1,
+            ),
+        ),
+        "data": DataConfig(
+            source=str(write_corpus(folder / "corpus")),
+            vocab_size=384,
+            seq_len=48,
+            block_bytes=4096,
+            shuffle_blocks=2,
+            cache_dir=str(folder / "cache"),
+        ),
+        "train": TrainConfig(steps=6, global_batch_tokens=8 * 48, max_tokens_per_device=2 * 48),
+        "optim": OptimConfig(lr=3e-3),
+        "sched": SchedConfig(warmup_steps=2),
+        "checkpoint": CheckpointConfig(interval_steps=0),
+    }
+    return JobConfig(**{**sections, **changes})
+
+
+def train_on_ranks(
+    config: JobConfig,
+    ranks: int,
+    *,
+    stop_after: int | None = None,
+    explicit: dict[str, str] | None = None,
+) -> tuple[Outcome, list[StepReport]]:
+    """Run a job; how it ended, and rank 0's reports. Raises what a rank raised.
+
+    `stop_after` asks rank 0 to stop after that many steps of this process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.main"])
+    results = context.SimpleQueue()
+    arguments = (config, ranks, free_port(), stop_after, explicit or {}, results)
+    workers = [
+        context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(ranks)
+    ]
+    for worker in workers:
+        worker.start()
+    found: dict[int, Any] = {}
+    while len(found) < ranks:
+        rank, payload = results.get()
+        found[rank] = pickle.loads(payload)
+        if isinstance(found[rank], BaseException):
+            for worker in workers:
+                worker.kill()
+            raise found[rank]
+    for worker in workers:
+        worker.join()
+    return found[0]
+
+
+def _work(
+    rank: int,
+    config: JobConfig,
+    ranks: int,
+    port: int,
+    stop_after: int | None,
+    explicit: dict[str, str],
+    results: Any,
+) -> None:
+    reports: list[StepReport] = []
+    try:
+        outcome = run_job(
+            config,
+            environment_of(rank, ranks, port),
+            status=Status(),
+            explicit=explicit,
+            sinks=[],
+            # Asked in every step, before its report.
+            should_stop=lambda: rank == 0 and len(reports) + 1 == stop_after,
+            host_memory_gib=lambda: 0.0,
+            on_report=reports.append,
+        )
+    except BaseException as error:
+        results.put((rank, pickle.dumps(error)))
+        raise
+    results.put((rank, pickle.dumps((outcome, reports))))
