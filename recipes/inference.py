@@ -14,7 +14,7 @@ from trainer.errors import DataError, RecipeError
 from trainer.generate import generate
 from trainer.model.config import Architecture
 from trainer.model.decoder import Decoder
-from trainer.model.hf_export import write_hf_folder
+from trainer.model.hf_weights import write_hf_folder
 from trainer.run_folder import RunFolder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

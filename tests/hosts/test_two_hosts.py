@@ -89,11 +89,8 @@ def test_a_submission_without_the_token_is_told_which_side_lacks_it(
     assert fault in " ".join(refused.stderr.split())
 
 
-@pytest.mark.parametrize("token", ["f" * 64, None], ids=["another", "none"])
-def test_a_driver_without_the_token_is_told_so(
-    hosts: tuple[Host, Host], tmp_path: Path, token: str | None
-) -> None:
-    stranger = with_token(hosts[0], token, tmp_path)
+def test_a_driver_without_a_token_is_told_so(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    stranger = with_token(hosts[0], None, tmp_path)
     address = f"{hosts[0].address}:{GCS_PORT}"
     words = ["-m", "recipes.cli", "run", "recipes/debug_cpu.yaml", f"run.dir={tmp_path}"]
     refused = stranger.run(

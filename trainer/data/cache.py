@@ -80,7 +80,7 @@ def claim(path: Path) -> Iterator[bool]:
 
     A file system without locks grants every claim: whoever uses this must bear two owners.
     """
-    with disk_errors(path), path.open("ab") as file:
+    with _open_lock(path) as file:
         yield _lock(file)
 
 
@@ -90,7 +90,7 @@ def locked(path: Path, purpose: str) -> Iterator[None]:
 
     Raises InfrastructureError naming `purpose` after an hour.
     """
-    with disk_errors(path), path.open("ab") as file:
+    with _open_lock(path) as file:
         wait_until(
             lambda: _lock(file),
             what=f"another process is {purpose} (lock {path})",
@@ -115,6 +115,11 @@ def wait_until(done: Callable[[], bool], *, what: str, deadline_s: float) -> Non
             logger.info("waiting for %.0f s: %s", now_s - begin_s, what)
             said_s = now_s
         time.sleep(POLL_S)
+
+
+def _open_lock(path: Path) -> IO[bytes]:
+    with disk_errors(path):
+        return path.open("ab")
 
 
 def _lock(file: IO[bytes]) -> bool:

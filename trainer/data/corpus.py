@@ -1,5 +1,7 @@
 """The tokens of a recipe's data: which blocks there are, which are ready, and their content."""
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.config import DataConfig
 from trainer.data.background import BackgroundTokeniser
-from trainer.data.cache import digest, make_folder, wait_until
+from trainer.data.cache import REPORT_INTERVAL_S, digest, make_folder, wait_until
 from trainer.data.failure import forget_failure, found_failure
 from trainer.data.index import VERSION, SourceIndex, cache_root, open_index
 from trainer.data.packing import Packing
@@ -18,6 +20,8 @@ from trainer.data.rows import UNKNOWN
 from trainer.data.store import RowTable, TokenBlock, TokenStore
 from trainer.data.tokenising import Assignment
 from trainer.data.tokenizer import Tokenizer
+
+logger = logging.getLogger("braid")
 
 WAIT_DEADLINE_S = 1800.0
 """Without a new block for so long, waiting for one is given up."""
@@ -104,15 +108,16 @@ class Corpus:
         Raises what the tokenising process failed with, wherever on the host it was started, and
         InfrastructureError where no block gets ready for half an hour.
         """
+        said_s = time.monotonic()
         while missing := [block for block in blocks if self.rows[block] == UNKNOWN]:
-            wait_until(
-                self._has_news,
-                what=(
-                    f"block {missing[0]} is being tokenised ({self.num_ready} of "
-                    f"{self.num_blocks} are ready, in {self._store.folder})"
-                ),
-                deadline_s=WAIT_DEADLINE_S,
+            what = (
+                f"block {missing[0]} is being tokenised ({self.num_ready} of {self.num_blocks} "
+                f"are ready, in {self._store.folder})"
             )
+            if time.monotonic() - said_s > REPORT_INTERVAL_S:
+                logger.info("waiting: %s", what)
+                said_s = time.monotonic()
+            wait_until(self._has_news, what=what, deadline_s=WAIT_DEADLINE_S)
 
     def block(self, number: int) -> TokenBlock:
         """Content of a block that is ready."""
@@ -179,6 +184,7 @@ def _assignment(
         "kind": config.kind,
         "messages_field" if config.kind == "chat" else "text_field": index.field or "text",
         "seq_len": config.seq_len,
+        "shuffle_blocks": config.shuffle_blocks,
         "on_bad": config.on_bad,
         "max_document_bytes": config.max_document_bytes,
         "block_bytes": config.block_bytes,

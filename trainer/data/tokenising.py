@@ -5,6 +5,7 @@ the block it works on and leaves those alone that another has claimed.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from trainer.config import DataConfig
 from trainer.data.cache import claim, make_folder
 from trainer.data.documents import DocumentReader, Place
-from trainer.data.encoding import DocumentEncoder, Encoded, Refused
+from trainer.data.encoding import DocumentEncoder, Encoded
 from trainer.data.index import SourceIndex, open_index
 from trainer.data.order import block_order
 from trainer.data.packing import Packing, count_rows, too_long
@@ -23,8 +24,11 @@ from trainer.data.store import RowTable, TokenBlock, TokenStore
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 
+logger = logging.getLogger("braid")
+
 NARROW_VOCABULARY = 1 << 16
 POLL_S = 0.1
+REFUSALS_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +79,29 @@ class Filler:
         self._reader = DocumentReader(self._index, max_document_bytes=config.max_document_bytes)
         self._store = TokenStore(Path(assignment.store), self._index.blocks.count)
         self._table = RowTable(self._store, config.seq_len, assignment.packing)
+        self._refusals = 0
         self._order = block_order(self._store.num_blocks, seed=assignment.seed, epoch=0)
 
-    def fill(self, go_on: Callable[[], bool]) -> None:
+    def fill(
+        self, go_on: Callable[[], bool], *, on_first_group: Callable[[], object] = lambda: None
+    ) -> None:
         """Do every block that is not done, asking `go_on` before each.
 
-        Raises DataError where a document cannot be used and the recipe does not skip such.
+        `on_first_group` is called when as many were done as a stream needs to begin. Raises
+        DataError where a document cannot be used and the recipe does not skip such.
         """
         claims = make_folder(self._store.folder / "claims")
         missing = self._missing(self._order.tolist())
+        done_in_all = 0
         while missing and go_on():
-            done = sum(self._claim_and_do(block, claims) for block in missing if go_on())
+            done_before = done_in_all
+            for block in missing:
+                if go_on() and self._claim_and_do(block, claims):
+                    done_in_all += 1
+                    if done_in_all == self._config.shuffle_blocks:
+                        on_first_group()
             missing = self._missing(missing)
-            if not done:
+            if done_in_all == done_before:
                 time.sleep(POLL_S)
 
     def _missing(self, blocks: Sequence[int]) -> list[int]:
@@ -108,8 +122,8 @@ class Filler:
         tokens = self._store.read(block)
         lengths_D = tokens.lengths_D
         long = too_long(lengths_D, self._config.seq_len, self._packing)
-        if len(long) and self._config.on_bad == "error":
-            raise DataError(self._too_long(tokens, int(long[0])))
+        for document in long.tolist():
+            self._refuse(self._too_long(tokens, document))
         rows = count_rows(lengths_D, self._config.seq_len, self._packing)
         self._table.write(block, rows=rows, skipped=tokens.refused + len(long))
 
@@ -120,13 +134,18 @@ class Filler:
             if isinstance(document, Encoded):
                 encoded.append(document)
                 continue
-            self._refuse(document)
+            self._refuse(self._reader.complaint(document.place, document.reason))
             refused += 1
         self._store.write(block, encoded, refused=refused, wide=self._wide)
 
-    def _refuse(self, document: Refused) -> None:
+    def _refuse(self, complaint: str) -> None:
         if self._config.on_bad == "error":
-            raise DataError(self._reader.complaint(document.place, document.reason))
+            raise DataError(complaint)
+        self._refusals += 1
+        if self._refusals <= REFUSALS_NAMED:
+            logger.warning("skipped: %s", complaint)
+        if self._refusals == REFUSALS_NAMED:
+            logger.warning("further documents are skipped without being named; all are counted")
 
     def _too_long(self, tokens: TokenBlock, document: int) -> str:
         file, line = tokens.places[document].tolist()

@@ -196,7 +196,9 @@ def prepare_tokenizer(config: DataConfig, model_path: str | None) -> Tokenizer:
     if model_path is not None:
         return Tokenizer.load(Path(model_path).expanduser() / TOKENIZER_FILE)
     index = open_index(config)
-    key = digest(SAMPLE_VERSION, index.scan.fingerprint, index.field, config.vocab_size)
+    # The sample is chosen by blocks, so what forms them decides the tokenizer too.
+    sample = (index.field, config.kind, config.block_bytes, config.max_document_bytes)
+    key = digest(SAMPLE_VERSION, index.scan.fingerprint, sample, config.vocab_size)
     folder = make_folder(cache_root(config) / "tokenizers" / key)
     if not (folder / TOKENIZER_FILE).is_file():
         with locked(folder / "lock", "training a tokenizer"):

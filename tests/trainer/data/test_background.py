@@ -51,11 +51,20 @@ def test_it_fills_the_store_and_ends(text_source, data_config, tokenizer, starte
     assert started[0].failure() is None
 
 
-def test_its_priority_is_the_lowest(tmp_path, data_config, tokenizer, started):
-    (tmp_path / "big.txt").write_text("the model trains " * 1_000_000)
-    corpus = Corpus.open(data_config(tmp_path / "big.txt"), tokenizer, background=False)
+def test_its_priority_is_the_lowest_once_training_can_begin(
+    tmp_path, data_config, tokenizer, started
+):
+    (tmp_path / "big").mkdir()
+    for number in range(40):
+        (tmp_path / "big" / f"{number}.txt").write_text("the model trains " * 20_000)
+    config = data_config(tmp_path / "big", shuffle_blocks=3)
+    corpus = Corpus.open(config, tokenizer, background=False)
     started.append(BackgroundTokeniser(corpus.assignment))
+    priority = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, started[0].process_id) == priority
+    corpus.wait_for(block_order(corpus.num_blocks, seed=0, epoch=0)[:3].tolist())
     wait_for(lambda: os.getpriority(os.PRIO_PROCESS, started[0].process_id) == 19)
+    assert not corpus.complete
 
 
 def test_its_failure_is_raised_by_those_who_wait(tmp_path, data_config, tokenizer):

@@ -70,12 +70,14 @@ def test_a_block_that_another_process_claims_is_left_alone(text_source, data_con
     assert fill(config, tokenizer).complete
 
 
-def test_a_bad_line_stops_or_is_counted(tmp_path, data_config, tokenizer):
+def test_a_bad_line_stops_or_is_counted(tmp_path, data_config, tokenizer, caplog):
     path = write_lines(tmp_path / "a.jsonl", ["the model", 5, "the loss", None, "a step"])
     with pytest.raises(DataError, match=r"a\.jsonl:2 has int where text should be; correct it, or"):
         fill(data_config(path), tokenizer)
     corpus = fill(data_config(path, on_bad="skip"), tokenizer)
     assert corpus.skipped == 2
+    assert "a.jsonl:2 has int where text should be" in caplog.text
+    assert "a.jsonl:4 has NoneType" in caplog.text
     assert sum(len(corpus.block(b).lengths_D) for b in range(corpus.num_blocks)) == 3
 
 

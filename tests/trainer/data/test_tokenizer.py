@@ -135,6 +135,14 @@ def test_auto_trains_once_and_keeps_it(text_source, data_config, monkeypatch):
     assert prepare_tokenizer(config, None).fingerprint == first.fingerprint
 
 
+def test_what_decides_the_sample_decides_the_tokenizers_place(text_source, data_config):
+    first = prepare_tokenizer(data_config(text_source), None)
+    other = prepare_tokenizer(data_config(text_source, block_bytes=4000), None)
+    fresh = data_config(text_source, block_bytes=4000, cache_dir=str(text_source / ".fresh"))
+    assert prepare_tokenizer(fresh, None).fingerprint == other.fingerprint
+    assert prepare_tokenizer(data_config(text_source), None).fingerprint == first.fingerprint
+
+
 def prepare(config, results):
     results.put(prepare_tokenizer(config, None).fingerprint)
 
