@@ -13,6 +13,9 @@ class DeadlineConfig:
     starting_s: float = 180.0
     """Until all worker processes have started and imported what they need."""
 
+    preparing_s: float = 1800.0
+    """Until the tokenizer and the index of the data are there."""
+
     joining_s: float = 120.0
     """Until all ranks have met in the process group."""
 
@@ -29,6 +32,7 @@ class DeadlineConfig:
         for name in (
             "placing_s",
             "starting_s",
+            "preparing_s",
             "joining_s",
             "building_s",
             "loading_s",

@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from cluster.config import DeadlineConfig
 from cluster.reading import Place
 
-ORDER = ("starting", "joining", "building", "loading", "first_step", "training", "stopping", "done")
+ORDER = (
+    "starting",
+    "preparing",
+    "joining",
+    "building",
+    "loading",
+    "first_step",
+    "training",
+    "stopping",
+    "done",
+)
 """Phases in the order in which a worker goes through them (trainer/status.py)."""
 
 
@@ -19,6 +29,7 @@ def deadlines_by_phase(config: DeadlineConfig) -> dict[str, float]:
     """Seconds each start-up phase may last."""
     return {
         "starting": config.starting_s,
+        "preparing": config.preparing_s,
         "joining": config.joining_s,
         "building": config.building_s,
         "loading": config.loading_s,

@@ -42,7 +42,6 @@ class AttentionFn(Protocol):
         """
 
 
-@torch.compiler.disable
 def packed_attention(
     q_THd: Tensor,
     k_TKd: Tensor,
@@ -54,8 +53,8 @@ def packed_attention(
     """The `AttentionFn` of one device.
 
     On CUDA in half precision it is one variable-length flash kernel, elsewhere one call of
-    `scaled_dot_product_attention` per document. It stays outside compiled graphs, because document
-    lengths differ from step to step and each set of them would be compiled anew.
+    `scaled_dot_product_attention` per document. Keep it outside compiled graphs, which would be
+    made anew for every set of document ends.
     """
     if _fits_varlen(q_THd):
         return _varlen(q_THd, k_TKd, v_TKd, document_ends, window)

@@ -32,10 +32,8 @@ def shard_parameters(
     summed, not averaged. All ranks call it, before parameters have storage or after.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
-    for module in blocks:
-        fully_shard(
-            module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
-        )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root's own parameters are needed again at once in backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     replicas = mesh["replica"].size()

@@ -72,6 +72,7 @@ def assemble(
     init_weights(model, config.run.seed)
     if config.model.path is not None and config.model.load_weights:
         from trainer.model.hf_weights import load_hf_weights
+
         load_hf_weights(model, Path(config.model.path))
     return Assembly(
         architecture=architecture,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.config import RankEnvironment
-from comms.groups import device_of, side_group
+from comms.groups import broadcast_bytes, device_of, side_group
 from comms.ledger import Ledger
 from trainer.assembly import Assembly, assemble, build_planner
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -16,6 +16,7 @@ from trainer.config import CheckpointConfig, JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
 from trainer.data.tokenizer import Tokenizer
+from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.job import Job, Listeners, Rules
 from trainer.model.size import flops_per_token
@@ -42,6 +43,7 @@ def build(
 ) -> Job:
     """Make every part and join them. All ranks call it, after joining the default group."""
     listeners.status.enter("building")
+    require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
     ledger = Ledger()
     assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
@@ -81,6 +83,20 @@ def build(
         stopwatch=Stopwatch(device_of(environment)),
         listeners=listeners,
     )
+
+
+def require_same_data_everywhere(corpus: Corpus, environment: RankEnvironment) -> None:
+    """Raise DataError where this rank's host has other data than rank 0's: all ranks cut their
+    part from what must be one stream."""
+    own = corpus.fingerprint.encode()
+    assert dist.group.WORLD is not None
+    first = broadcast_bytes(own if environment.rank == 0 else b"", group=dist.group.WORLD)
+    if own != first:
+        raise DataError(
+            f"the data on {environment.host} (rank {environment.rank}) is not what rank 0 has; "
+            "give all hosts the same files and tokenizer, and for data.source=python_stdlib the "
+            "same Python release"
+        )
 
 
 def batch_arithmetic(config: JobConfig, world_size: int) -> BatchArithmetic:

@@ -43,7 +43,7 @@ def run_job(
     config = log.watch(config)
     folder = RunFolder.of(config.run)
     torch.set_num_threads(environment.threads)
-    status.enter("building")
+    status.enter("preparing")
     # Before joining: nobody should wait in a collective while one process trains a tokenizer.
     tokenizer = prepare_tokenizer(config.data, config.model.path)
     with closing(

@@ -25,7 +25,10 @@ _LINK_FLOATS = 262_144
 
 def measure_hardware(device: torch.device) -> Hardware:
     """Measure matrix products, an AdamW update and an all-reduce. All ranks call it together."""
-    peak = _peak_flops_per_s(device)
+    # The same number everywhere: MFU must not depend on which rank happened to be disturbed.
+    peaks = torch.tensor(_peak_flops_per_s(device), dtype=torch.float64)
+    dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
+    peak = peaks.item()
     return Hardware(
         peak_flops_per_s=peak,
         # A rough start: the first steps correct it.

@@ -42,7 +42,7 @@ class ReadLog:
             return object.__getattribute__(instance, name)
 
         watched_kind = type(kind.__name__, (kind,), {"__getattribute__": getattribute})
-        watched = object.__new__(watched_kind)
+        watched: T = object.__new__(watched_kind)
         for name, value in values.items():
             object.__setattr__(watched, name, value)
         return watched

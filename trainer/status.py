@@ -17,8 +17,8 @@ class Moment:
 
 
 class Status:
-    """Phase and step of one process. Start-up phases, in order: `starting`, `joining`,
-    `building`, `loading`, `first_step`; then `training`, `stopping`, `done`."""
+    """Phase and step of one process. Start-up phases, in order: `starting`, `preparing`,
+    `joining`, `building`, `loading`, `first_step`; then `training`, `stopping`, `done`."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -3,6 +3,7 @@
 T tokens, D model width, H query heads, K key and value heads, d head width.
 """
 
+import torch
 from torch import Tensor, nn
 
 from parallel.attention import AttentionFn, cached_attention
@@ -48,14 +49,26 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_THd, k_TKd = self.q_norm(q_THd).to(v_TKd.dtype), self.k_norm(k_TKd).to(v_TKd.dtype)
         q_THd, k_TKd = rotary.rotate(q_THd), rotary.rotate(k_TKd)
+        out_THd = self._mix(q_THd, k_TKd, v_TKd, packing, cache)
+        return self.o_proj(out_THd.flatten(1))
+
+    # Outside compiled graphs: document ends differ from step to step, and a graph that looked at
+    # them would be compiled anew for each set.
+    @torch.compiler.disable
+    def _mix(
+        self,
+        q_THd: Tensor,
+        k_TKd: Tensor,
+        v_TKd: Tensor,
+        packing: Packing,
+        cache: LayerCache | None,
+    ) -> Tensor:
         if cache is not None:
             k_TKd, v_TKd = cache.extend(k_TKd, v_TKd)
-            out_THd = cached_attention(q_THd, k_TKd, v_TKd, window=self.window)
-        else:
-            out_THd = self.attend(
-                q_THd, k_TKd, v_TKd, document_ends=packing.document_ends, window=self.window
-            )
-        return self.o_proj(out_THd.flatten(1))
+            return cached_attention(q_THd, k_TKd, v_TKd, window=self.window)
+        return self.attend(
+            q_THd, k_TKd, v_TKd, document_ends=packing.document_ends, window=self.window
+        )
 
 
 class DecoderBlock(nn.Module):

@@ -63,7 +63,9 @@ def sharded(rank):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
             register_fsdp_forward_method(model, "logits")
-            model.set_gradient_divide_factor(1.0)
+            for module in (model, *model.layers):
+                module.set_force_sum_reduction_for_comms(True)
+                module.set_gradient_divide_factor(1.0)
             model.to_empty(device="cpu")
             init_weights(model, 3)
             model.recompute = recompute
