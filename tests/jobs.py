@@ -80,15 +80,7 @@ def train_on_ranks(
 
     `stop_after` asks rank 0 to stop after that many steps of this process.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.main"])
-    results = context.SimpleQueue()
-    arguments = (config, ranks, free_port(), stop_after, explicit or {}, results)
-    workers = [
-        context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(ranks)
-    ]
-    for worker in workers:
-        worker.start()
+    workers, results = start_ranks(config, ranks, stop_after=stop_after, explicit=explicit)
     found: dict[int, Any] = {}
     while len(found) < ranks:
         rank, payload = results.get()
@@ -100,6 +92,26 @@ def train_on_ranks(
     for worker in workers:
         worker.join()
     return found[0]
+
+
+def start_ranks(
+    config: JobConfig,
+    ranks: int,
+    *,
+    stop_after: int | None = None,
+    explicit: dict[str, str] | None = None,
+) -> tuple[list[Any], Any]:
+    """The processes of a job, and the queue on which each answers once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.main"])
+    results = context.SimpleQueue()
+    arguments = (config, ranks, free_port(), stop_after, explicit or {}, results)
+    workers = [
+        context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(ranks)
+    ]
+    for worker in workers:
+        worker.start()
+    return workers, results
 
 
 def _work(

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.errors import DataError
+from trainer.errors import DataError, ResourceError
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -63,11 +63,17 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_tensors(folder: Path, items: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:
-    """Write tensors on the CPU as one file, or as shards with an index."""
+    """Write tensors on the CPU as one file, or as shards with an index.
+
+    Raises ResourceError where the disk does not take them.
+    """
     shards: list[list[str]] = []
     total_bytes = 0
     for shard in _shards(items, max_shard_bytes):
-        save_file(shard, folder / f"{len(shards)}.part", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"{len(shards)}.part", metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise ResourceError(f"{folder} cannot be written: {error}; free space there") from error
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
         shards.append(list(shard))
     if len(shards) == 1:

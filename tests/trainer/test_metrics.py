@@ -1,0 +1,96 @@
+"""A report becomes the promised lines, and TensorBoard scalars."""
+
+import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from parallel.layout import Layout
+from trainer.metrics import JsonlSink, StepReport
+from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
+from trainer.tensorboard import TensorBoardSink
+
+PROMISED = {
+    "step",
+    "time",
+    "loss",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "tokens_per_s",
+    "tokens_per_s_per_device",
+    "mfu",
+    "step_s",
+    "data_s",
+    "predicted_step_s",
+    "memory_gib",
+    "host_memory_gib",
+}
+PROMISED_OF_PLANS = {
+    "step",
+    "layout",
+    "rounds",
+    "attention",
+    "activation",
+    "optimizer",
+    "compression",
+    "predicted",
+    "measured",
+    "bytes",
+    "plan_s",
+}
+
+
+def _report(step: int = 3) -> StepReport:
+    group = SequenceGroup(first_rank=1, size=1, sequences=(0, 2))
+    plan = StepPlan(
+        step=step,
+        layout=Layout(replica=2),
+        rounds=(Round(groups=(group,)),),
+        predicted=Terms(compute_s=0.4),
+    )
+    return StepReport(
+        step=step,
+        total_steps=9,
+        time=100.0,
+        loss=2.5,
+        aux_loss=0.1,
+        grad_norm=1.5,
+        lr=1e-3,
+        tokens=3000,
+        step_tokens=1000,
+        step_s=0.5,
+        mfu=0.3,
+        memory_gib=1.0,
+        host_memory_gib=2.0,
+        expert_imbalance=1.1,
+        skipped=False,
+        world_size=2,
+        plan=plan,
+        measured=Terms(compute_s=0.45, data_s=0.01),
+        bytes_sent={"replica/all_reduce": 77},
+    )
+
+
+def test_lines_have_the_promised_fields(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl", tmp_path / "plans.jsonl")
+    sink.write(_report())
+    sink.close()
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
+    plans = json.loads((tmp_path / "plans.jsonl").read_text())
+    assert set(metrics) >= PROMISED
+    assert set(plans) >= PROMISED_OF_PLANS
+    assert metrics["tokens_per_s"] == 2000.0
+    assert metrics["tokens_per_s_per_device"] == 1000.0
+    assert plans["rounds"] == [[[1, 1, [0, 2]]]]
+    assert plans["predicted"].keys() == plans["measured"].keys()
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    sink = TensorBoardSink(tmp_path)
+    sink.write(_report())
+    sink.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"loss", "mfu", "predicted/compute_s", "measured/compute_s"} <= scalars
+    assert events.Scalars("bytes/replica/all_reduce")[0].value == 77.0
