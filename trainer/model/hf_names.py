@@ -34,7 +34,7 @@ def pieces_of(architecture: Architecture, family: Family) -> dict[str, list[Piec
 
 
 def _pieces(name: str, shape: tuple[int, ...], family: Family) -> list[Piece]:
-    prefix, _, stacked = name.rpartition(".mlp.experts.")
+    prefix, _, stacked = name.partition(".mlp.experts.")
     if not stacked:
         return [Piece(name=_plain_name(name, family), shape=shape)]
     mixtral = family == "mixtral"

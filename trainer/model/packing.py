@@ -11,18 +11,19 @@ from torch import Tensor
 from trainer.data.batch import Batch
 
 
-@dataclass(frozen=True, kw_only=True)
 class SequenceWeights:
-    """Which tokens the router's statistics count, and how much each sequence weighs."""
+    """Which tokens the router's statistics count, and how much each sequence weighs.
 
-    mean_ST: Tensor
-    """fp32: 1/n on the n real tokens of a sequence, 0 elsewhere; a product with it is a mean."""
+    A plain class: FSDP2's mixed precision casts tensors it finds in tuples and dataclasses.
+    """
 
-    targets_S: Tensor
-    """fp32: targets of each sequence."""
-
-    real_T: Tensor
-    """fp32: 1 on real tokens, 0 on padding."""
+    def __init__(self, *, mean_ST: Tensor, targets_S: Tensor, real_T: Tensor) -> None:
+        self.mean_ST = mean_ST
+        """fp32: 1/n on the n real tokens of a sequence, 0 elsewhere; a product with it is a mean."""
+        self.targets_S = targets_S
+        """fp32: targets of each sequence."""
+        self.real_T = real_T
+        """fp32: 1 on real tokens, 0 on padding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ device has no rotary state to restore.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,12 +14,15 @@ from torch import Tensor
 from trainer.model.config import Architecture, RopeScaling
 
 
-@dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Angles of one forward. Not a tuple, so that mixed precision leaves them in fp32."""
+    """Angles of one forward, in fp32.
 
-    cos_Th: Tensor
-    sin_Th: Tensor
+    A plain class: FSDP2's mixed precision casts tensors it finds in tuples and dataclasses.
+    """
+
+    def __init__(self, *, cos_Th: Tensor, sin_Th: Tensor) -> None:
+        self.cos_Th = cos_Th
+        self.sin_Th = sin_Th
 
     def rotate(self, x_TNd: Tensor) -> Tensor:
         """Rotate each head of queries or keys [T, N, d]; computed in fp32, same dtype out."""

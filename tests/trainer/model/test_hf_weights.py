@@ -7,18 +7,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.ranks import run_on_ranks
-from trainer.errors import DataError, RecipeError
 from trainer.generate import generate
-from trainer.model.config import Architecture, MoeConfig
 from trainer.model.decoder import Decoder
 from trainer.model.hf_config import read_architecture
 from trainer.model.hf_weights import load_hf_weights, write_hf_folder
-from trainer.model.init import init_weights
 
 TINY = {
     "vocab_size": 97,
@@ -211,113 +208,3 @@ def test_ranks_read_their_own_rows(checkpoints):
     wanted = load(folder)[0].state_dict()
     for found in run_on_ranks(2, full_tensors, folder):
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
-
-
-@pytest.fixture
-def copy(checkpoints, tmp_path):
-    """A single-file checkpoint that a test may damage, and its tensors."""
-    folder = checkpoints["llama"][0]
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    return tmp_path, load_file(folder / "model.safetensors")
-
-
-def test_misfits_are_listed_and_nothing_is_loaded(copy):
-    folder, tensors = copy
-    tensors["model.layers.0.mlp.extra.weight"] = tensors.pop("model.norm.weight")
-    tensors["lm_head.weight"] = tensors["lm_head.weight"][:90].clone()
-    save_file(tensors, folder / "model.safetensors")
-    model = meta_model(folder).to_empty(device="cpu")
-    init_weights(model, 0)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(DataError) as caught:
-        load_hf_weights(model, folder)
-    for part in (
-        "1 missing: model.norm.weight",
-        "1 unexpected: model.layers.0.mlp.extra.weight",
-        "lm_head.weight (90, 32) instead of (97, 32)",
-    ):
-        assert part in str(caught.value)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-def test_frequencies_of_old_checkpoints_are_ignored(copy):
-    folder, tensors = copy
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    save_file(tensors, folder / "model.safetensors")
-    assert load(folder)[1] == f"loaded {len(tensors) - 1} of {len(tensors)} tensors from {folder}"
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "model.safetensors is missing"),
-        ({"model.safetensors": b"garbage" * 9}, "not a readable safetensors file"),
-        ({"model.safetensors.index.json": b"{}"}, "is not a safetensors index"),
-        (
-            {"model.safetensors.index.json": b'{"weight_map": {"a": "../b.safetensors"}}'},
-            "not a file of its own folder",
-        ),
-        (
-            {"model.safetensors.index.json": b'{"weight_map": {"a": "gone.safetensors"}}'},
-            "gone.safetensors is missing",
-        ),
-    ],
-)
-def test_damaged_folders_are_named(copy, files, message):
-    folder, _ = copy
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        load(folder)
-
-
-ARCHITECTURE = Architecture(vocab_size=64, hidden_size=16, num_layers=1, intermediate_size=24)
-
-
-def exportable():
-    model = Decoder(ARCHITECTURE)
-    init_weights(model, 0)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"norm.weight": None}, "missing: norm.weight"),
-        ({"extra.weight": torch.ones(1)}, "'extra.weight' is not of this architecture"),
-        ({"norm.weight": torch.ones(3)}, r"the shape \(3,\) instead of \(16,\)"),
-    ],
-)
-def test_an_export_of_wrong_tensors_leaves_nothing(change, message, tmp_path):
-    tensors = {k: v for k, v in (exportable().state_dict() | change).items() if v is not None}
-    with pytest.raises(DataError, match=message):
-        write_hf_folder(
-            tmp_path / "out",
-            ARCHITECTURE,
-            iter(tensors.items()),
-            dtype=torch.float32,
-            max_shard_bytes=4000,
-            tokenizer_folder=None,
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_export_does_not_touch_a_folder_with_content(tmp_path):
-    (tmp_path / "precious").write_text("x")
-    with pytest.raises(RecipeError, match="is not an empty folder"):
-        export(exportable(), tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
-
-
-def test_an_architecture_without_a_family_is_refused_before_anything_is_written(tmp_path):
-    model = Decoder(
-        Architecture(
-            vocab_size=64,
-            hidden_size=16,
-            num_layers=1,
-            moe=MoeConfig(num_experts=2, expert_intermediate_size=8, scoring="sigmoid"),
-        )
-    )
-    with pytest.raises(RecipeError, match=r"model\.moe\.scoring='sigmoid'"):
-        export(model, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []

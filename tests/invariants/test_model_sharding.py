@@ -5,7 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from tests.ranks import run_on_ranks
 from tests.trainer.model.batches import make_batch, sequence_of
@@ -34,6 +38,14 @@ UNTIED = Architecture(
     ),
 )
 ARCHITECTURES = [UNTIED, replace(UNTIED, tie_embeddings=True, moe=None)]
+CASES = [
+    *(
+        (architecture, again, torch.float32)
+        for architecture in ARCHITECTURES
+        for again in (False, True)
+    ),
+    *((architecture, True, torch.bfloat16) for architecture in ARCHITECTURES),
+]
 BATCH = make_batch([[7, 5], [12], [3, -9], [2, 2, 8]], 61)
 PADDING = make_batch([[-12]], 61)
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "eos_id": None, "context": 20}
@@ -53,30 +65,35 @@ def make_model(architecture):
         return Decoder(architecture)
 
 
+def sharded_model(architecture, mesh, policy):
+    model = make_model(architecture)
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "logits")
+    for module in (model, *model.layers):
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)
+    model.to_empty(device="cpu")
+    init_weights(model, 3)
+    return model
+
+
 def sharded(rank):
     mesh = init_device_mesh("cpu", (2,))
+    # The second rank has only padding in its last rounds.
+    mine = [0, 1, 2] if rank == 0 else [3]
+    batches = [sequence_of(BATCH, i) for i in mine] + [PADDING] * (3 - len(mine))
     found = []
-    for architecture in ARCHITECTURES:
-        for recompute in (False, True):
-            model = make_model(architecture)
-            for block in model.layers:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
-            register_fsdp_forward_method(model, "logits")
-            for module in (model, *model.layers):
-                module.set_force_sum_reduction_for_comms(True)
-                module.set_gradient_divide_factor(1.0)
-            model.to_empty(device="cpu")
-            init_weights(model, 3)
-            model.recompute = recompute
-            # The second rank has only padding in its last round.
-            mine = [0, 1, 2] if rank == 0 else [3]
-            batches = [sequence_of(BATCH, i) for i in mine] + [PADDING] * (3 - len(mine))
-            sums = step(model, batches)
-            torch.distributed.all_reduce(sums)
-            gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
-            text = list(generate(model, [1, 2, 3], max_new_tokens=5, **GREEDY))
-            found.append((sums, gradients, text))
+    for architecture, recompute, dtype in CASES:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        model = sharded_model(architecture, mesh, policy)
+        model.recompute = recompute
+        sums = step(model, batches)
+        torch.distributed.all_reduce(sums)
+        gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+        text = list(generate(model, [1, 2, 3], max_new_tokens=5, **GREEDY))
+        found.append((sums, gradients, text))
     return found
 
 
@@ -95,7 +112,7 @@ def outcomes():
 
 @pytest.mark.parametrize("case", range(4), ids=["moe", "moe-recompute", "tied", "tied-recompute"])
 def test_two_uneven_shards_give_the_losses_and_gradients_of_one_process(outcomes, case):
-    wanted_sums, wanted, wanted_text = alone(ARCHITECTURES[case // 2])
+    wanted_sums, wanted, wanted_text = alone(CASES[case][0])
     for rank in range(2):
         sums, gradients, text = outcomes[rank][case]
         torch.testing.assert_close(sums, wanted_sums, rtol=1e-6, atol=1e-6)
@@ -103,3 +120,13 @@ def test_two_uneven_shards_give_the_losses_and_gradients_of_one_process(outcomes
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
         assert text == wanted_text
+
+
+@pytest.mark.parametrize("case", [4, 5], ids=["moe", "tied"])
+def test_gathering_in_bf16_stays_within_its_rounding(outcomes, case):
+    wanted_sums, wanted, _ = alone(CASES[case][0])
+    sums, gradients, _ = outcomes[0][case]
+    torch.testing.assert_close(sums, wanted_sums, rtol=0.02, atol=1e-6)
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted[name]).norm() < 0.15 * wanted[name].norm(), name
