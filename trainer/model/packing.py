@@ -19,7 +19,7 @@ class SequenceWeights:
 
     def __init__(self, *, mean_ST: Tensor, targets_S: Tensor, real_T: Tensor) -> None:
         self.mean_ST = mean_ST
-        """fp32: 1/n on the n real tokens of a sequence, 0 elsewhere; a product with it is a mean."""
+        """fp32: 1/n on the n real tokens of a sequence, 0 elsewhere: a product with it averages."""
         self.targets_S = targets_S
         """fp32: targets of each sequence."""
         self.real_T = real_T
