@@ -73,7 +73,9 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     project = reads.watch(run.job.run, "run.").project
     explicit = run.explicit()
     require_read(reads, {key: explicit[key] for key in explicit if key.startswith("cluster.")})
-    for_ranks = {key: where for key, where in explicit.items() if key not in reads.read}
+    # The command line reads the prompt when the run is over.
+    elsewhere = reads.read | {"run.sample_prompt"}
+    for_ranks = {key: where for key, where in explicit.items() if key not in elsewhere}
     phases.begin("connecting")
     try:
         with connected(settings.address):

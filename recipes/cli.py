@@ -17,6 +17,7 @@ from recipes.bundled import FOLDER, bundled_recipes
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.printing import error_record, print_error, print_json, print_table
 from trainer.errors import BraidError, ExitCode, RecipeError
+from trainer.run_folder import RunFolder
 
 app = typer.Typer(
     name="braid",
@@ -74,6 +75,10 @@ def run(context: typer.Context, recipe: RecipeName) -> None:
             recipe_text=loaded.text,
             view=view,
         )
+    if code is ExitCode.DONE and loaded.recipe.run.sample_prompt:
+        from recipes.inference import show_sample
+
+        show_sample(RunFolder.of(loaded.recipe.run).root, loaded.recipe.run.sample_prompt)
     raise typer.Exit(int(code))
 
 

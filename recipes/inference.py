@@ -19,6 +19,8 @@ from trainer.run_folder import RunFolder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+SAMPLE_TOKENS = 96
+
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest file of an exported model, as hubs have it."""
 
@@ -101,6 +103,22 @@ def continuation(
         context=trained.architecture.max_context_tokens,
     )
     yield from whole_characters(prompt_tokens, tokens, tokenizer)
+
+
+def show_sample(run: Path, prompt: str) -> None:
+    """Print what the run's newest weights write after `prompt`."""
+    pieces = continuation(
+        open_run(str(run), None),
+        prompt,
+        max_new_tokens=SAMPLE_TOKENS,
+        temperature=0.7,
+        top_p=0.95,
+        seed=0,
+    )
+    print(f"a sample, prompted with {prompt!r}:\n{prompt}", end="")
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 def whole_characters(

@@ -36,6 +36,8 @@ from trainer.status import Status
 MEETING_S = 120.0
 """Until the ranks know where they meet."""
 
+_DRIVER_KEYS = ("run.project", "run.sample_prompt")
+
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -106,7 +108,7 @@ def explicit_keys(origins: Mapping[str, str]) -> dict[str, str]:
     return {
         key: origin
         for key, origin in origins.items()
-        if origin != "default" and not key.startswith("cluster.") and key != "run.project"
+        if origin != "default" and not key.startswith("cluster.") and key not in _DRIVER_KEYS
     }
 
 

@@ -19,6 +19,7 @@ from trainer.measure import measure_hardware
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
 from trainer.model.decoder import Decoder
+from trainer.model.hf_weights import load_hf_weights
 from trainer.model.init import init_weights
 from trainer.model.resolve import resolve_architecture
 from trainer.model.size import flops_per_token, parameter_count
@@ -43,6 +44,8 @@ class Assembly:
     model: Decoder
     gradients: Gradients
     optimizer: torch.optim.AdamW
+    weights: str
+    """Where the weights come from, in a sentence."""
 
 
 def assemble(
@@ -70,10 +73,9 @@ def assemble(
     )
     model.to_empty(device=device_of(environment))
     init_weights(model, config.run.seed)
+    weights = f"initial weights of seed {config.run.seed}"
     if config.model.path is not None and config.model.load_weights:
-        from trainer.model.hf_weights import load_hf_weights
-
-        load_hf_weights(model, Path(config.model.path))
+        weights = load_hf_weights(model, Path(config.model.path))
     return Assembly(
         architecture=architecture,
         layout=layout,
@@ -81,6 +83,7 @@ def assemble(
         model=model,
         gradients=gradients_of(model, mesh=mesh, config=config.parallel, ledger=ledger),
         optimizer=build_adamw(model, config.optim),
+        weights=weights,
     )
 
 

@@ -39,6 +39,16 @@ class RunConfig:
     """`auto` goes on if there is a checkpoint, `never` refuses a used run folder, `must` refuses a
     fresh one, a path starts this run from that run folder or checkpoint."""
 
+    sample_prompt: str = ""
+    """Text that the newest weights continue on screen once `braid run` is done; empty for none."""
+
+    def __post_init__(self) -> None:
+        if "/" in self.name or self.name in (".", ".."):
+            raise ValueError(
+                f"run.name={self.name!r} names a folder under run.dir and must not be a path; set "
+                "run.dir for the place"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -178,7 +188,7 @@ class SchedConfig:
     and decays linearly at the end; `constant` stays."""
 
     warmup_steps: int = 10
-    """Steps of linear rise from zero."""
+    """Steps of linear rise from zero. A run that is shorter ends while still rising."""
 
     min_lr_ratio: float = 0.1
     """cosine, wsd: last learning rate over the peak."""
@@ -235,7 +245,7 @@ class JobConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        for rule in (self._batch_rule, self._context_rule, self._schedule_rule):
+        for rule in (self._batch_rule, self._context_rule):
             rule()
 
     def _batch_rule(self) -> None:
@@ -258,11 +268,4 @@ class JobConfig:
             raise ValueError(
                 f"data.seq_len={self.data.seq_len} is longer than model.max_context_tokens="
                 f"{self.model.max_context_tokens}; raise the latter or shorten the sequence"
-            )
-
-    def _schedule_rule(self) -> None:
-        if self.sched.warmup_steps > self.train.steps:
-            raise ValueError(
-                f"sched.warmup_steps={self.sched.warmup_steps} exceeds train.steps="
-                f"{self.train.steps}; lower it"
             )

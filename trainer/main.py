@@ -87,6 +87,7 @@ def _train(
                 kind="started",
                 step=job.progress.step,
                 world_size=environment.world_size,
+                weights=job.assembly.weights,
             )
         outcome = train(job)
         if environment.rank == 0:

@@ -92,7 +92,8 @@ def test_axes_that_do_not_multiply_to_the_ranks_name_their_lines():
 
 def test_the_batch_is_derived_and_explained(capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["check", "quickstart", "--no-build", "data.source=/no/such"])
+        batch = ["data.seq_len=512", "train.global_batch_tokens=8192"]
+        main(["check", "quickstart", "--no-build", "data.source=/no/such", *batch])
     out = " ".join(capsys.readouterr().out.split())
     assert not ended.value.code
     assert "8,192 tokens per step = 16 sequences × 512; 2 ranks × up to 4 sequences" in out

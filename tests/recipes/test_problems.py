@@ -28,7 +28,7 @@ def problems(tmp_path, monkeypatch):
         ("traim: {steps: 3}", "r.yaml:1: traim: unknown key; did you mean train?"),
         ("\nlr: 1", "r.yaml:2: lr: unknown key; did you mean optim.lr?"),
         ("train: {lr: 1}", "train.lr: unknown key; did you mean optim.lr?"),
-        ("run: {zzz: 1}", "run.zzz: unknown key; `run` has dir, name, project, resume, seed"),
+        ("run: {zzz: 1}", "run.zzz: unknown key; `run` has dir, name, project, resume, sample_prompt, seed"),
         ("zzz: {a: 1}", "zzz: unknown key; sections are checkpoint, cluster, data"),
         (
             "train: {steps: ten}",
@@ -85,11 +85,12 @@ def test_one_mistake(problems, text, message):
             "model:\n  rope_scaling:\n    factor: 0.5\n",
             "r.yaml:3: model.rope_scaling.factor: rope_scaling.factor must be at least 1",
         ),
+        ("run: {name: a/b}\n", "r.yaml:1: run.name='a/b' names a folder under run.dir"),
         ("train:\n\n  steps: 0\n", "r.yaml:3: train.steps must be positive, got 0"),
         (
-            "sched: {warmup_steps: 7}\ntrain: {steps: 5}",
-            "r.yaml:1: sched.warmup_steps=7 exceeds train.steps=5; lower it "
-            "(train.steps is set at r.yaml:2)",
+            "data: {seq_len: 128}\nmodel: {max_context_tokens: 64}",
+            "r.yaml:1: data.seq_len=128 is longer than model.max_context_tokens=64; raise the "
+            "latter or shorten the sequence (model.max_context_tokens is set at r.yaml:2)",
         ),
         (
             "cluster:\n  gpus_per_worker: 0.5\n",
@@ -110,7 +111,7 @@ def test_all_mistakes_come_together_in_the_order_of_the_file(problems):
         "  stepz: 4\n"
         "  global_batch_tokens: 1000\n"
         "optim: {learning_rate: 3, lr: 0}\n"
-        "sched: {warmup_steps: 200}\n"
+        "sched: {warmup_steps: -1}\n"
         "model: {moe: {top_k: 9}}\n",
         "--no-optim.eps",
     )
@@ -125,9 +126,9 @@ def test_a_rule_is_not_judged_on_a_value_that_is_wrong_itself(problems):
 
 
 def test_a_rule_broken_by_an_override_says_so(problems):
-    (found,) = problems("sched: {warmup_steps: 20}", "train.steps=9")
-    assert found.startswith("r.yaml:1: sched.warmup_steps=20 exceeds train.steps=9")
-    assert found.endswith("(train.steps is set on the command line)")
+    (found,) = problems("data: {seq_len: 128}", "model.max_context_tokens=64")
+    assert found.startswith("r.yaml:1: data.seq_len=128 is longer than model.max_context_tokens=64")
+    assert found.endswith("(model.max_context_tokens is set on the command line)")
 
 
 def test_an_override_is_named_as_such(problems):
