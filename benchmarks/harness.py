@@ -1,5 +1,6 @@
 """What all benchmarks share: medians of alternating runs, their spread, one JSON document."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -55,3 +56,12 @@ class Result:
                 print(f"  {peer} {figure}: {value:.4g}")
         for figure, value in self.ratios.items():
             print(f"  ratio {figure}: {value:.3f} ± {self.spread[figure]:.3f}")
+
+
+def options(description: str | None, **defaults: int | str) -> argparse.Namespace:
+    """The command line of a benchmark: one option per default, and --json."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()

@@ -7,7 +7,6 @@ step of each run, its first two steps left out, and the seconds from the command
 first step.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import Result
+from harness import Result, options
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -95,10 +94,5 @@ def run(recipe: str, steps: int, rounds: int) -> Result:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    run(options.recipe, options.steps, options.rounds).show(as_json=options.json)
+    given = options(__doc__, recipe="quickstart", steps=12, rounds=3)
+    run(given.recipe, steps=given.steps, rounds=given.rounds).show(as_json=given.json)

@@ -8,7 +8,6 @@ vote, metrics, TensorBoard. The hand-written loops get ready-made tensors and re
 Figures are tokens per second of the fastest and the median step.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness import Result
+from harness import Result, options
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -95,15 +94,7 @@ def timed(step: Callable[[], None], steps: int) -> list[float]:
 def measure(rank: int, port: int, config: JobConfig, rounds: int, steps: int, out: str) -> None:
     """One rank: Braid and its peers in turns; rank 0 writes the step times."""
     torch.set_num_threads(1)
-    environment = RankEnvironment(
-        rank=rank,
-        world_size=RANKS,
-        local_rank=rank,
-        local_world_size=RANKS,
-        host="127.0.0.1",
-        master_address="127.0.0.1",
-        master_port=port,
-    )
+    environment = RankEnvironment.on_this_machine(rank, RANKS, port)
     tokenizer = prepare_tokenizer(config.data, None)
     with closing(Corpus.open(config.data, tokenizer, background=rank == 0)) as corpus:
         join(environment, deadline_s=60)
@@ -226,10 +217,5 @@ def run(recipe: str, rounds: int, steps: int) -> Result:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    run(options.recipe, options.rounds, options.steps).show(as_json=options.json)
+    given = options(__doc__, recipe="quickstart", steps=6, rounds=9)
+    run(given.recipe, steps=given.steps, rounds=given.rounds).show(as_json=given.json)

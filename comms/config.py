@@ -21,6 +21,19 @@ class RankEnvironment:
     threads: int = 1
     """Compute threads of this process."""
 
+    @classmethod
+    def on_this_machine(cls, rank: int, ranks: int, port: int) -> "RankEnvironment":
+        """Rank `rank` of `ranks` CPU processes that are all here and meet on loopback."""
+        return cls(
+            rank=rank,
+            world_size=ranks,
+            local_rank=rank,
+            local_world_size=ranks,
+            host="127.0.0.1",
+            master_address="127.0.0.1",
+            master_port=port,
+        )
+
     @property
     def device_name(self) -> str:
         """The device this rank computes on, as torch names it."""

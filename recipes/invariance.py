@@ -191,15 +191,7 @@ def _work(config: JobConfig, rank: int, ranks: int, port: int, steps: int, repor
         if rank == 0:
             reports.put((step.loss, step.grad_norm))
 
-    environment = RankEnvironment(
-        rank=rank,
-        world_size=ranks,
-        local_rank=rank,
-        local_world_size=ranks,
-        host="127.0.0.1",
-        master_address="127.0.0.1",
-        master_port=port,
-    )
+    environment = RankEnvironment.on_this_machine(rank, ranks, port)
     run_job(
         config,
         environment,

@@ -5,7 +5,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from tests.ranks import environment_of, free_port
+from comms.config import RankEnvironment
+from tests.ranks import free_port
 from trainer.config import (
     CheckpointConfig,
     DataConfig,
@@ -127,7 +128,7 @@ def _work(
     try:
         outcome = run_job(
             config,
-            environment_of(rank, ranks, port),
+            RankEnvironment.on_this_machine(rank, ranks, port),
             status=Status(),
             explicit=explicit,
             sinks=[],

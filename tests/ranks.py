@@ -19,19 +19,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def environment_of(rank: int, ranks: int, port: int) -> RankEnvironment:
-    """A rank of a world that is all on this machine."""
-    return RankEnvironment(
-        rank=rank,
-        world_size=ranks,
-        local_rank=rank,
-        local_world_size=ranks,
-        host="127.0.0.1",
-        master_address="127.0.0.1",
-        master_port=port,
-    )
-
-
 def run_on_ranks(ranks: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`body(rank, *arguments)` of every rank, in processes that have joined a gloo group."""
     # One server imports torch, and every rank is forked from it: starting a rank takes no time.
@@ -58,7 +45,7 @@ def _enter(
     rank: int, ranks: int, port: int, body: Callable[..., Any], arguments: Any, results: Any
 ) -> None:
     torch.set_num_threads(1)
-    groups.join(environment_of(rank, ranks, port), deadline_s=30)
+    groups.join(RankEnvironment.on_this_machine(rank, ranks, port), deadline_s=30)
     # As bytes: a tensor would be shared with a process that has ended when it is looked at.
     results.put((rank, pickle.dumps(body(rank, *arguments))))
     groups.leave()

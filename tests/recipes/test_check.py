@@ -91,8 +91,8 @@ def test_axes_that_do_not_multiply_to_the_ranks_name_their_lines():
 
 
 def test_the_batch_is_derived_and_explained(capsys):
+    batch = ["data.seq_len=512", "train.global_batch_tokens=8192"]
     with pytest.raises(SystemExit) as ended:
-        batch = ["data.seq_len=512", "train.global_batch_tokens=8192"]
         main(["check", "quickstart", "--no-build", "data.source=/no/such", *batch])
     out = " ".join(capsys.readouterr().out.split())
     assert not ended.value.code

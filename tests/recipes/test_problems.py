@@ -28,7 +28,7 @@ def problems(tmp_path, monkeypatch):
         ("traim: {steps: 3}", "r.yaml:1: traim: unknown key; did you mean train?"),
         ("\nlr: 1", "r.yaml:2: lr: unknown key; did you mean optim.lr?"),
         ("train: {lr: 1}", "train.lr: unknown key; did you mean optim.lr?"),
-        ("run: {zzz: 1}", "run.zzz: unknown key; `run` has dir, name, project, resume, sample_prompt, seed"),
+        ("run: {zzz: 1}", "run.zzz: unknown key; `run` has dir, name, project, resume, sample_"),
         ("zzz: {a: 1}", "zzz: unknown key; sections are checkpoint, cluster, data"),
         (
             "train: {steps: ten}",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.trainer.checkpoint.worlds import run_on_ranks
+from tests.ranks import run_on_ranks
 from trainer.checkpoint.agreement import RanksFailed, agree, agree_all, exchange
 
 

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from comms.groups import side_group
-from tests.trainer.checkpoint.worlds import run_on_ranks, spread, whole_state, zeros_like
+from tests.ranks import run_on_ranks
+from tests.trainer.checkpoint.worlds import spread, whole_state, zeros_like
 from trainer.checkpoint.agreement import RanksFailed
 from trainer.checkpoint.checkpointer import Checkpointer, SaveOutcome
 from trainer.checkpoint.folder import list_complete, read_latest

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from comms.groups import side_group
-from tests.trainer.checkpoint.worlds import corrupt, run_on_ranks, spread, whole_state, zeros_like
+from tests.ranks import run_on_ranks
+from tests.trainer.checkpoint.worlds import corrupt, spread, whole_state, zeros_like
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.loading import choose_loadable, load, read_tensors
 from trainer.checkpoint.resume import find_checkpoints

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from tests.trainer.checkpoint.worlds import run_on_ranks, spread, whole_state
+from tests.ranks import run_on_ranks
+from tests.trainer.checkpoint.worlds import spread, whole_state
 from trainer.checkpoint.agreement import RanksFailed, exchange
 from trainer.checkpoint.share import plan_share
 

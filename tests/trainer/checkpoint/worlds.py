@@ -1,46 +1,11 @@
-"""Gloo ranks on this machine, and states spread over them in several ways."""
+"""States spread over ranks in several ways."""
 
-import multiprocessing
-import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
-
-from comms import groups
-from comms.config import RankEnvironment
-
-
-def run_on_ranks(ranks: int, body: Callable[..., None], *arguments: Any) -> None:
-    """Call `body(rank, *arguments)` in `ranks` processes that have joined a gloo group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # One server imports torch, and every rank is forked from it: starting a rank takes no time.
-    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.tensor", "safetensors"])
-    torch.multiprocessing.start_processes(
-        _enter, (ranks, port, body, arguments), nprocs=ranks, start_method="forkserver"
-    )
-
-
-def _enter(rank: int, ranks: int, port: int, body: Callable[..., None], arguments: Any) -> None:
-    torch.set_num_threads(1)
-    environment = RankEnvironment(
-        rank=rank,
-        world_size=ranks,
-        local_rank=rank,
-        local_world_size=ranks,
-        host="127.0.0.1",
-        master_address="127.0.0.1",
-        master_port=port,
-    )
-    groups.join(environment, deadline_s=30)
-    body(rank, *arguments)
-    groups.leave()
 
 
 def whole_state(seed: int) -> dict[str, Tensor]:
