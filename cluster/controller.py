@@ -18,6 +18,9 @@ from trainer.errors import ExitCode
 from trainer.run_folder import append_event
 
 POLL_S = 0.25
+TRAINING_POLL_S = 1.0
+"""Answering takes time from training; once steps follow each other, a second is soon enough."""
+
 GRACE_S = 2.0
 """After the first failure: how long others may still fail, since the cause can come second."""
 
@@ -85,7 +88,11 @@ class Controller:
                 return outcome
             self._watch_deadlines()
             self._watch_stop()
-            self.sleep(POLL_S)
+            self.sleep(self._pause_s())
+
+    def _pause_s(self) -> float:
+        training = all(seen.reading.phase == "training" for seen in self._seen.values())
+        return TRAINING_POLL_S if training and not self.stop.requested else POLL_S
 
     def _take(self, answers: Answers) -> None:
         """Remember readings; watch memory."""

@@ -12,9 +12,11 @@ from cluster.run import Run
 from cluster.signals import StopSignals
 from cluster.view import RunView
 from cluster.waiting import Phases
+from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.resume import decide_resume
 from trainer.config import JobConfig
 from trainer.errors import BraidError, ExitCode, ResourceError
+from trainer.planner.batch import BatchArithmetic
 from trainer.run_folder import RunFolder, append_event, write_atomically
 
 WORK = "cluster.training:train_rank"
@@ -40,10 +42,17 @@ def launch(
     folder = RunFolder.of(job.run)
     resume = decide_resume(job.run.resume, folder)
     began_s = time.time()
-    claim(folder, recipe_text)
     if resume.note:
         view.note(resume.note)
     view.note(f"run folder {folder.root}" + (" (goes on)" if resume.kind == "continue" else ""))
+    if resume.kind == "continue" and newest_step(folder) >= job.train.steps:
+        view.note(
+            f"all {job.train.steps} steps are done and nothing is left to train; raise train.steps "
+            "to go on, or choose another run.name to start afresh"
+        )
+        return ExitCode.DONE
+    claim(folder, recipe_text)
+    view.note(arithmetic_of(job, cluster).explain())
     set_unless_set(RAY_DEFAULTS)
     if cluster.address == "local":
         set_unless_set(LOOPBACK_DEFAULTS)
@@ -60,6 +69,21 @@ def launch(
         except BraidError as error:
             return fail(record_of_driver(error, phases.current, now_s=time.time()), run, view)
     return succeed(outcome, run, view, elapsed_s=time.time() - began_s)
+
+
+def arithmetic_of(job: JobConfig, cluster: ClusterConfig) -> BatchArithmetic:
+    """How the recipe's batch is spread."""
+    return BatchArithmetic(
+        global_batch_tokens=job.train.global_batch_tokens,
+        seq_len=job.data.seq_len,
+        max_tokens_per_device=job.train.max_tokens_per_device,
+        world_size=cluster.num_workers,
+    )
+
+
+def newest_step(folder: RunFolder) -> int:
+    """Step of the run's newest complete checkpoint; 0 without one."""
+    return max((step for step, _ in list_complete(folder.checkpoints)), default=0)
 
 
 def claim(folder: RunFolder, recipe_text: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 import torch
+import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import join, leave
@@ -12,6 +13,7 @@ from trainer.build import build
 from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import Tokenizer, prepare_tokenizer
+from trainer.errors import InfrastructureError
 from trainer.job import Listeners, Outcome
 from trainer.loop import train
 from trainer.metrics import JsonlSink, Sink, StepReport
@@ -51,7 +53,7 @@ def run_job(
     ) as corpus:
         corpus.begin(config.run.seed)
         status.enter("joining")
-        join(environment, deadline_s=JOIN_DEADLINE_S)
+        meet(environment)
         listeners = Listeners(
             status=status,
             sinks=(*_own_sinks(folder, environment), *sinks),
@@ -65,6 +67,19 @@ def run_job(
             leave()
     status.enter("done")
     return outcome
+
+
+def meet(environment: RankEnvironment) -> None:
+    """Join the other ranks. Raises InfrastructureError where that is not possible in time."""
+    try:
+        join(environment, deadline_s=JOIN_DEADLINE_S)
+    except dist.DistError as error:
+        raise InfrastructureError(
+            f"rank {environment.rank} on {environment.host} could not meet the others at "
+            f"{environment.master_address}:{environment.master_port}: {error}. If another program "
+            "holds that port, choose another (torchrun --master-port); if a rank is missing, see "
+            "its log"
+        ) from error
 
 
 def _train(

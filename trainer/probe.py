@@ -8,7 +8,7 @@ from parallel.shard import fsdp_modules
 from trainer.data.batch import Batch
 from trainer.model.decoder import Decoder
 
-_PROBE_TOKENS = 128
+_PROBE_TOKENS = 64
 
 
 def probe_batch(vocab_size: int) -> Batch:

@@ -25,6 +25,10 @@ PURE = (
 LIGHT = (
     "recipes/cli.py",
     "recipes/load.py",
+    "trainer/checkpoint/folder.py",
+    "trainer/checkpoint/manifest.py",
+    "trainer/checkpoint/proof.py",
+    "trainer/checkpoint/resume.py",
     "trainer/data/packing.py",
     "trainer/data/sequence.py",
     "trainer/errors.py",
@@ -32,6 +36,7 @@ LIGHT = (
     "trainer/model/size.py",
     "trainer/reads.py",
     "trainer/run_folder.py",
+    "trainer/schedule.py",
     "trainer/status.py",
 )
 DRIVER = ("cluster/launch.py", "cluster/submit.py")
