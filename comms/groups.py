@@ -1,5 +1,6 @@
 """Create and destroy process groups; the only caller of `init_process_group` and `new_group`."""
 
+import socket
 from datetime import timedelta
 
 import torch
@@ -15,7 +16,7 @@ def join(environment: RankEnvironment, *, deadline_s: float) -> None:
     """Meet the other ranks in the default group. All ranks call it, once per process.
 
     gloo carries CPU tensors; on CUDA, NCCL carries the rest. Raises `torch.distributed.DistError`
-    where a rank is missing after `deadline_s`.
+    where a rank is missing after `deadline_s`, OSError where rank 0 cannot have the port.
     """
     cuda = environment.device_type == "cuda"
     if cuda:
@@ -27,6 +28,7 @@ def join(environment: RankEnvironment, *, deadline_s: float) -> None:
         environment.world_size,
         is_master=environment.rank == 0,
         timeout=timedelta(seconds=deadline_s),
+        master_listen_fd=_listen(environment) if environment.rank == 0 else None,
     )
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -36,6 +38,12 @@ def join(environment: RankEnvironment, *, deadline_s: float) -> None:
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
         device_id=torch.device(environment.device_name) if cuda else None,
     )
+
+
+def _listen(environment: RankEnvironment) -> int:
+    """A socket on the meeting address alone: left to itself the store listens everywhere."""
+    place = (environment.master_address, environment.master_port)
+    return socket.create_server(place, backlog=environment.world_size + 16).detach()
 
 
 def side_group() -> dist.ProcessGroup:

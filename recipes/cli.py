@@ -76,9 +76,7 @@ def run(context: typer.Context, recipe: RecipeName) -> None:
             view=view,
         )
     if code is ExitCode.DONE and loaded.recipe.run.sample_prompt:
-        from recipes.inference import show_sample
-
-        show_sample(RunFolder.of(loaded.recipe.run).root, loaded.recipe.run.sample_prompt)
+        _show_sample(loaded)
     raise typer.Exit(int(code))
 
 
@@ -253,6 +251,16 @@ def list_bundled(as_json: AsJson = False) -> None:
     width = max(len(b.name) for b in bundled)
     for b in bundled:
         print(f"{b.name:<{width}}  {b.summary}")
+
+
+def _show_sample(loaded: LoadedRecipe) -> None:
+    """What the finished run writes. It is done whether or not this works."""
+    from recipes.inference import show_sample
+
+    try:
+        show_sample(RunFolder.of(loaded.recipe.run).root, loaded.recipe.run.sample_prompt)
+    except (BraidError, OSError, RuntimeError) as error:
+        print(f"no sample: {error}", file=sys.stderr)
 
 
 def _load(recipe: str, context: typer.Context) -> LoadedRecipe:

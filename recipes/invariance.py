@@ -1,9 +1,10 @@
 """Whether a recipe's losses depend on how many ranks train it, or in how many rounds.
 
 Every variant trains the same first steps on the CPU in fp32, in processes of this machine, without
-Ray. Losses and gradient norms are compared with those of one rank in one round.
+Ray. Losses are compared with those of one rank in one round; gradient norms are told beside them.
 """
 
+import math
 import multiprocessing
 import socket
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 from parallel.config import ParallelConfig
 from parallel.layout import divisors
 from trainer.config import CheckpointConfig, JobConfig
-from trainer.errors import InfrastructureError, RecipeError
+from trainer.errors import BraidError, InfrastructureError, RecipeError
 
 RELATIVE_BOUND = 1e-5
 """On the losses of the first steps. One fp32 sum in another order differs by some 1e-7; updates
@@ -72,11 +73,15 @@ def variants_of(job: JobConfig, worlds: Sequence[int], rounds: Sequence[int]) ->
 
 def compare(job: JobConfig, variants: Sequence[Variant], *, steps: int) -> list[Comparison]:
     """Train `steps` steps in every variant. The first variant is the reference."""
+    if not 1 <= steps <= job.train.steps:
+        raise RecipeError(
+            f"--steps {steps} must lie between 1 and train.steps={job.train.steps} of the recipe"
+        )
     comparisons: list[Comparison] = []
     for variant in variants:
         losses, norms = _train(job, variant, steps=steps)
         reference = comparisons[0].losses if comparisons else losses
-        difference = max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
+        difference = largest_difference(losses, reference)
         comparisons.append(
             Comparison(
                 variant=variant, losses=losses, grad_norms=norms, largest_difference=difference
@@ -117,6 +122,12 @@ def report_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     ]
 
 
+def largest_difference(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """Largest relative difference; infinite where a loss is not finite."""
+    differences = [abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
+
+
 def _train(
     job: JobConfig, variant: Variant, *, steps: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -147,18 +158,27 @@ def _train(
 
 
 def _collect(workers: Sequence[Any], reports: Any, steps: int) -> list[tuple[float, float]]:
-    """What rank 0 reported; fewer than `steps` where a worker failed."""
+    """What rank 0 reported; fewer than `steps` where a worker died. Raises what a rank raised."""
     rows: list[tuple[float, float]] = []
     while len(rows) < steps:
         if not reports.empty():
-            rows.append(reports.get())
+            news = reports.get()
+            if isinstance(news, BraidError):
+                _end(workers)
+                raise news
+            rows.append(news)
         elif any(worker.exitcode is not None for worker in workers):
-            for worker in workers:
-                worker.terminate()
+            _end(workers)
             break
         else:
             workers[0].join(timeout=0.02)
     return rows
+
+
+def _end(workers: Sequence[Any]) -> None:
+    for worker in workers:
+        worker.terminate()
+        worker.join()
 
 
 def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
@@ -191,15 +211,18 @@ def _work(config: JobConfig, rank: int, ranks: int, port: int, steps: int, repor
         if rank == 0:
             reports.put((step.loss, step.grad_norm))
 
-    environment = RankEnvironment.on_this_machine(rank, ranks, port)
-    run_job(
-        config,
-        environment,
-        status=Status(),
-        explicit={},
-        sinks=[],
-        # Asked in every step, before its report.
-        should_stop=lambda: done >= steps - 1,
-        host_memory_gib=lambda: 0.0,
-        on_report=report,
-    )
+    try:
+        run_job(
+            config,
+            RankEnvironment.on_this_machine(rank, ranks, port),
+            status=Status(),
+            explicit={},
+            sinks=[],
+            # Asked in every step, before its report.
+            should_stop=lambda: done >= steps - 1,
+            host_memory_gib=lambda: 0.0,
+            on_report=report,
+        )
+    except BraidError as error:
+        reports.put(error)
+        raise

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from cluster.view import RunView
-from recipes.paths import shown
+from recipes.paths import program_prefix, shown
 from recipes.wording import duration, failure_lines, next_commands, step_line
 
 
@@ -51,7 +51,7 @@ class PlainView:
     def finished(self, outcome: dict[str, Any]) -> None:
         """How it ended and what to do next."""
         print(_ending(outcome), flush=True)
-        for line in next_commands(outcome, shown(outcome["run_dir"])):
+        for line in next_commands(outcome, shown(outcome["run_dir"]), program_prefix()):
             print(f"  {line}", flush=True)
 
     def failed(self, failure: dict[str, Any]) -> None:
@@ -73,6 +73,8 @@ class TerminalView:
             TextColumn("{task.fields[eta]}"),
             console=console,
             transient=True,
+            # On a machine whose cores all train, every redraw takes time from it.
+            refresh_per_second=2,
         )
         self._task: TaskID | None = None
 
@@ -99,7 +101,7 @@ class TerminalView:
 
     def step(self, record: dict[str, Any]) -> None:
         """The line that people search for, and the bar moved on."""
-        self._console.print(Text(step_line(record)))
+        self._console.print(Text(step_line(record)), soft_wrap=True)
         self.phase("training", "")
         assert self._task is not None
         self._progress.update(
@@ -112,7 +114,7 @@ class TerminalView:
     def finished(self, outcome: dict[str, Any]) -> None:
         """How it ended and what to do next."""
         self._progress.stop()
-        lines = next_commands(outcome, shown(outcome["run_dir"]))
+        lines = next_commands(outcome, shown(outcome["run_dir"]), program_prefix())
         self._console.print(
             Panel(Text("\n".join(lines)), title=_ending(outcome), border_style="green")
         )

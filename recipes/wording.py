@@ -49,15 +49,16 @@ def step_line(record: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def next_commands(outcome: Mapping[str, Any], run_dir: str) -> list[str]:
-    """What to do after a run, a line each; `run_dir` as people would type it."""
+def next_commands(outcome: Mapping[str, Any], run_dir: str, prefix: str = "") -> list[str]:
+    """What to do after a run, a line each; `run_dir` and the programs' `prefix` as people would
+    type them."""
     lines = [f"run folder   {run_dir}"]
     if outcome["kind"] == "stopped":
         lines.append("go on        the same command again, with run.resume at auto")
     if outcome["checkpoint"] is not None:
-        lines.append(f'try it       braid generate {run_dir} --prompt "def "')
-        lines.append(f"take it      braid export {run_dir} --to FOLDER")
-    lines.append(f"curves       tensorboard --logdir {run_dir}/tensorboard")
+        lines.append(f'try it       {prefix}braid generate {run_dir} --prompt "def "')
+        lines.append(f"take it      {prefix}braid export {run_dir} --to FOLDER")
+    lines.append(f"curves       {prefix}tensorboard --logdir {run_dir}/tensorboard")
     return lines
 
 

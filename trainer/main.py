@@ -22,7 +22,9 @@ from trainer.run_folder import RunFolder, append_event
 from trainer.status import Status
 from trainer.tensorboard import TensorBoardSink
 
-JOIN_DEADLINE_S = 600.0
+JOIN_DEADLINE_S = 7200.0
+"""Long, because other hosts may still be preparing their data; a driver has shorter deadlines of
+its own, phase by phase."""
 
 
 def run_job(
@@ -73,7 +75,7 @@ def meet(environment: RankEnvironment) -> None:
     """Join the other ranks. Raises InfrastructureError where that is not possible in time."""
     try:
         join(environment, deadline_s=JOIN_DEADLINE_S)
-    except dist.DistError as error:
+    except (dist.DistError, OSError) as error:
         raise InfrastructureError(
             f"rank {environment.rank} on {environment.host} could not meet the others at "
             f"{environment.master_address}:{environment.master_port}: {error}. If another program "
