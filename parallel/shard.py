@@ -1,6 +1,6 @@
 """Parameters, gradients and optimizer states sharded with FSDP2, every byte counted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
     DefaultAllGather,
     DefaultReduceScatter,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes, gather_bytes
@@ -31,9 +31,16 @@ def shard_parameters(
     Parameters stay fp32 and are gathered as `param_dtype`; gradients are reduced in fp32 and
     summed, not averaged. All ranks call it, before parameters have storage or after.
     """
+    place = _placement(mesh["shard"].size())
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=reshard_after_forward,
+            shard_placement_fn=place,
+        )
     # The root's own parameters are needed again at once in backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     replicas = mesh["replica"].size()
@@ -44,6 +51,19 @@ def shard_parameters(
         module.set_custom_reduce_scatter(_CountedReduceScatter(ledger))
         if replicas > 1:
             module.set_all_reduce_hook(_AllReduceCounter(ledger, replicas))
+
+
+def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
+    """Where to cut a parameter. Stacked experts are cut inside the experts where their number does
+    not divide evenly: few of them over many ranks would leave most ranks with nothing."""
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        if parameter.ndim != 3 or parameter.shape[0] % ranks == 0:
+            return None
+        even = [dim for dim in (1, 2) if parameter.shape[dim] % ranks == 0]
+        return Shard(even[0]) if even else None
+
+    return place
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:

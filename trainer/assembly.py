@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import device_of
@@ -41,6 +42,7 @@ class Assembly:
     dtype: torch.dtype
     """Of forward and backward."""
 
+    compiled: bool
     model: Decoder
     gradients: Gradients
     optimizer: torch.optim.AdamW
@@ -80,6 +82,7 @@ def assemble(
         architecture=architecture,
         layout=layout,
         dtype=dtype,
+        compiled=config.train.compile,
         model=model,
         gradients=gradients_of(model, mesh=mesh, config=config.parallel, ledger=ledger),
         optimizer=build_adamw(model, config.optim),
@@ -90,17 +93,20 @@ def assemble(
 def choose_layout(
     config: JobConfig, architecture: Architecture, environment: RankEnvironment
 ) -> Layout:
-    """Resolve the axis sizes. Raises RecipeError where they do not fit the ranks."""
+    """Resolve the axis sizes. All ranks call it. Raises RecipeError where they do not fit."""
     state_bytes = STATE_BYTES_PER_PARAMETER * parameter_count(architecture)
     capacity_bytes = device_capacity_bytes(
         device_of(environment), ranks_on_host=environment.local_world_size
     )
+    # Hosts may differ, and every rank must come to the same answer.
+    smallest = torch.tensor(capacity_bytes, dtype=torch.int64)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
     try:
         return resolve_layout(
             config.parallel,
             world_size=environment.world_size,
             state_bytes=state_bytes,
-            device_bytes=capacity_bytes,
+            device_bytes=int(smallest),
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error

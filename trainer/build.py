@@ -29,7 +29,7 @@ from trainer.resume import Restored, restore
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
 from trainer.schedule import build_schedule
-from trainer.state import tensors_of
+from trainer.state import arithmetic_of, tensors_of
 from trainer.stopwatch import Stopwatch
 
 
@@ -151,8 +151,7 @@ def snapshot_of(
             "data": cursor,
             "architecture": asdict(assembly.architecture),
             "layout": asdict(assembly.layout),
-            "device_type": environment.device_type,
-            "dtype": str(assembly.dtype).removeprefix("torch."),
+            "arithmetic": arithmetic_of(assembly, environment),
             "probe_loss": loss,
         }
         return tensors_of(assembly.model, assembly.optimizer), description

@@ -37,7 +37,8 @@ class RunConfig:
 
     resume: str = "auto"
     """`auto` goes on if there is a checkpoint, `never` refuses a used run folder, `must` refuses a
-    fresh one, a path starts this run from that run folder or checkpoint."""
+    fresh one, a path starts this run from that run folder or checkpoint. A path into this run's own
+    folder goes back to it at every start; leave it out again once that is done."""
 
     sample_prompt: str = ""
     """Text that the newest weights continue on screen once `braid run` is done; empty for none."""

@@ -52,10 +52,13 @@ class StepFeed:
         self._group = group
         self._last_step = last_step
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
-        self._next: Future[StepWork] = self._thread.submit(self._prepare, first_step)
+        self._next: Future[StepWork] | None = None
+        if first_step <= last_step:
+            self._next = self._thread.submit(self._prepare, first_step)
 
     def take(self, step: int) -> StepWork:
         """Wait for `step`, and begin to prepare the one after it. Steps must be consecutive."""
+        assert self._next is not None, f"there is no step {step}"
         work = self._next.result()
         assert work.plan.step == step, f"asked for step {step}, next is {work.plan.step}"
         if step < self._last_step:
@@ -78,7 +81,8 @@ class StepFeed:
             plan=plan,
             batches=batches,
             num_tokens=sum(s.num_tokens for s in sequences),
-            num_targets=sum(s.num_targets for s in sequences),
+            # A step of prompts alone has no target; its loss is then 0 and not 0/0.
+            num_targets=max(1, sum(s.num_targets for s in sequences)),
         )
 
     def _agreed_plan(self, step: int, lengths_tokens: list[int]) -> StepPlan:

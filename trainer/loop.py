@@ -18,8 +18,8 @@ from trainer.vote import Verdict
 
 def train(job: Job) -> Outcome:
     """Train the remaining steps, save, and say how it ended. All ranks call it."""
-    if job.progress.step == 0:
-        job.saver.rehearse(0)
+    if job.saver.newest is None:
+        job.saver.rehearse(job.progress.step)
     job.listeners.status.enter("first_step", job.progress.step)
     stopped = False
     ended_s = time.perf_counter()
@@ -53,7 +53,8 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     advance(job, work, result.verdict)
     now_s = time.perf_counter()
     report = make_report(job, work, result, data_s=data_s, step_s=now_s - ended_s)
-    job.planner.observe(report.plan, report.measured)
+    if job.environment.rank == 0:
+        job.planner.observe(report.plan, report.measured)
     publish(job, report)
     return result.verdict, now_s
 
@@ -114,7 +115,9 @@ def refuse_endless_skipping(job: Job, verdict: Verdict) -> None:
     if verdict.commit:
         return
     step = job.progress.step
-    cause = f"loss or gradients are not finite on ranks {list(verdict.bad_ranks)}"
+    cause = "the summed gradient is not finite"
+    if verdict.bad_ranks:
+        cause = f"the loss is not finite on ranks {list(verdict.bad_ranks)}"
     if job.environment.rank == 0:
         append_event(
             job.folder.events, now_s=time.time(), kind="numeric_fault", step=step, cause=cause

@@ -33,7 +33,7 @@ def probe_loss(model: Decoder, environment: RankEnvironment) -> float:
     """Mean loss of the probe batch. All ranks call it, and all get the same number."""
     batch = probe_batch(model.architecture.vocab_size).to(device_of(environment))
     loss = float(model(batch).loss_sum) / batch.num_targets
-    for module in fsdp_modules(model)[:1]:
-        # No backward follows that would free what the root gathered.
+    for module in fsdp_modules(model):
+        # No backward follows that would free what was gathered.
         module.reshard()
     return loss

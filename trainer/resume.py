@@ -11,6 +11,7 @@ import torch.distributed as dist
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes
 from trainer.assembly import Assembly
+from trainer.checkpoint.folder import set_aside_later
 from trainer.checkpoint.loading import Loaded, load
 from trainer.checkpoint.proof import Precision, check_same_loss
 from trainer.checkpoint.resume import decide_resume, drop_later_steps
@@ -18,7 +19,7 @@ from trainer.optim import set_updates_done
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder, append_event
-from trainer.state import require_same_data, tensors_of
+from trainer.state import arithmetic_of, require_same_data, tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ def restore(
     require_same_data(loaded.meta["data"], cursor)
     set_updates_done(assembly.optimizer, loaded.meta["updates"])
     _prove(loaded, assembly, environment)
+    if environment.rank == 0 and mode not in ("auto", "must"):
+        _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
     progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"])
@@ -72,18 +75,22 @@ def _agreed_candidates(
 
 def _prove(loaded: Loaded, assembly: Assembly, environment: RankEnvironment) -> None:
     meta = loaded.meta
-    precision: Precision = "bf16" if "bfloat16" in (meta["dtype"], _dtype(assembly)) else "fp32"
+    dtypes = (meta["arithmetic"]["dtype"], str(assembly.dtype))
+    precision: Precision = "bf16" if any("bfloat16" in dtype for dtype in dtypes) else "fp32"
     check_same_loss(
         meta["probe_loss"],
         probe_loss(assembly.model, environment),
-        same_layout=(meta["layout"], meta["device_type"], meta["dtype"])
-        == (asdict(assembly.layout), environment.device_type, _dtype(assembly)),
+        same_layout=(meta["layout"], meta["arithmetic"])
+        == (asdict(assembly.layout), arithmetic_of(assembly, environment)),
         precision=precision,
     )
 
 
-def _dtype(assembly: Assembly) -> str:
-    return str(assembly.dtype).removeprefix("torch.")
+def _return_to(loaded: Loaded, folder: RunFolder) -> None:
+    """A path into this run's own folder goes back on purpose: what came later must not win when
+    the run is started again."""
+    if loaded.path.parent == folder.checkpoints:
+        set_aside_later(folder.checkpoints, loaded.step)
 
 
 def _drop_lines(folder: RunFolder, environment: RankEnvironment, step: int) -> None:

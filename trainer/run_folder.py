@@ -1,5 +1,6 @@
 """Where a run keeps its files (README, "The run folder"), and its log of events."""
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     line = json.dumps(record, allow_nan=True) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        written = os.write(descriptor, line.encode())
+        if written < len(line.encode()):
+            raise OSError(errno.ENOSPC, "no space left for a whole line", str(path))
     finally:
         os.close(descriptor)
 

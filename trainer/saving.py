@@ -76,6 +76,7 @@ class Saver:
 
         Raises ResourceError where the last one cannot be written.
         """
+        self._settle(self._checkpointer.wait(), fatal=False)
         if step != self._saved_step:
             self._begin(step)
         self._settle(self._checkpointer.wait(), fatal=True)

@@ -4,11 +4,15 @@ Random numbers are drawn per step from (seed, step), and the data stream is a fu
 two: seed and step are all the random and data state there is.
 """
 
+import platform
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from comms.config import RankEnvironment
+from comms.groups import device_of
+from trainer.assembly import Assembly
 from trainer.errors import RecipeError
 from trainer.optim import moments
 
@@ -19,6 +23,20 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     saved = model.state_dict().keys()
     buffers = {f"model.{name}": b for name, b in model.named_buffers() if name in saved}
     return {**weights, **buffers, **moments(model, optimizer)}
+
+
+def arithmetic_of(assembly: Assembly, environment: RankEnvironment) -> dict[str, Any]:
+    """What decides the last bits of a loss, apart from the layout."""
+    device = device_of(environment)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "device": name,
+        "capability": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
+        "threads": environment.threads,
+        "dtype": str(assembly.dtype),
+        "compiled": assembly.compiled,
+    }
 
 
 def require_same_data(stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     """
     step = work.plan.step
     job.assembly.model.recompute = work.plan.activation == "recompute"
+    job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
     loss_sum, aux_sum, expert_load = _run_rounds(job, work)
     job.assembly.gradients.finish()

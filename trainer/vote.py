@@ -43,7 +43,7 @@ class Verdict:
     """float32 [layers, experts], over all ranks."""
 
     bad_ranks: tuple[int, ...]
-    """Ranks whose own losses or gradients are not finite."""
+    """Ranks whose own losses are not finite; none where only the summed gradient is not."""
 
     @property
     def commit(self) -> bool:
@@ -70,8 +70,8 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
         dtype=torch.float64,
     )
     health = torch.zeros(world_size, dtype=torch.float64)
-    finite = math.isfinite(ballot.loss_sum + ballot.aux_sum + ballot.squared_norm)
-    health[rank] = 0.0 if finite else 1.0
+    # The gradients are sums already: one rank's NaN is in everybody's norm, but in its loss alone.
+    health[rank] = 0.0 if math.isfinite(ballot.loss_sum + ballot.aux_sum) else 1.0
     load = ballot.expert_load.to("cpu", torch.float64)
     urn = torch.cat([scalars, health, load.flatten()])
     if world_size > 1:

@@ -108,6 +108,15 @@ def test_one_failed_save_is_survived_and_three_in_a_row_are_not(tmp_path):
     assert _steps(tmp_path)[0] == 4
 
 
+def test_an_earlier_failure_does_not_spoil_the_last_save(tmp_path):
+    saver = _saver(tmp_path, CheckpointConfig(interval_steps=2, blocking=True))
+    with _no_room():
+        saver.save_if_due(2, by_time=False)
+    assert saver.finish(3) == tmp_path / "checkpoints" / "step-00000003"
+    saver.close()
+    assert _events(tmp_path) == [("checkpoint_failed", 2), ("checkpoint_saved", 3)]
+
+
 def test_the_last_save_must_succeed(tmp_path):
     saver = _saver(tmp_path, CheckpointConfig(interval_steps=0))
     with _no_room(), pytest.raises(ResourceError, match="make room and run the same command again"):

@@ -103,6 +103,18 @@ def prune(directory: Path, *, keep_last: int, written_step: int) -> list[Path]:
     return doomed
 
 
+def set_aside_later(directory: Path, step: int) -> list[Path]:
+    """Take checkpoints after `step` out of the listing, when a run returns to `step`; where they
+    are now. Nothing is deleted: they keep their content as `abandoned-step-…`."""
+    moved = []
+    for later, path in list_complete(directory):
+        if later > step:
+            place = _create_unused(directory, f"abandoned-{path.name}")
+            os.rename(path, place)
+            moved.append(place)
+    return moved
+
+
 def remove_leftovers(directory: Path) -> list[Path]:
     """Delete what killed or failed saves left behind; what was deleted."""
     if not directory.is_dir():
@@ -116,7 +128,7 @@ def remove_leftovers(directory: Path) -> list[Path]:
         elif not _LEFTOVER.fullmatch(entry.name):
             continue
         elif entry.is_dir():
-            shutil.rmtree(entry)
+            shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink()
         removed.append(entry)
@@ -137,7 +149,8 @@ def _remove(path: Path) -> None:
     base = path.name.removesuffix(".replaced")
     doomed = _create_unused(path.parent, f"{base}.removed")
     os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    # Files that a reader still has open may refuse on network disks; the next start tries again.
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _create_unused(directory: Path, name: str) -> Path:

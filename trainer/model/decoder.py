@@ -133,4 +133,5 @@ class Decoder(nn.Module):
         """
         routers = [b.mlp.gate for b in self.layers if isinstance(b.mlp, MoeFeedForward)]
         for router, load_E in zip(routers, expert_load, strict=True):
-            router.expert_bias += rate * torch.sign(load_E.mean() - load_E)
+            step_E = rate * torch.sign(load_E.mean() - load_E)
+            router.expert_bias += step_E.to(router.expert_bias.device)

@@ -47,8 +47,9 @@ class _ChunkedCrossEntropy(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        grad_hidden_TD = grad_hidden_TD * grad.to(grad_hidden_TD.dtype)
-        return grad_hidden_TD, (grad_weight_VD * grad).to(ctx.weight_dtype), None, None
+        # Scaled in fp32: in bf16 the divisor itself would be off by up to 0.4 %.
+        scaled_TD = (grad_hidden_TD.float() * grad).to(grad_hidden_TD.dtype)
+        return scaled_TD, (grad_weight_VD * grad).to(ctx.weight_dtype), None, None
 
 
 def _loss_and_gradients(

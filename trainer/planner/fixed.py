@@ -32,6 +32,7 @@ class FixedPlanner:
         self._model = model
         self._hardware = hardware
         self._observations = 0
+        self._rank_tokens: dict[int, int] = {}
 
     @property
     def hardware(self) -> Hardware:
@@ -45,21 +46,24 @@ class FixedPlanner:
             sum(lengths_tokens[i] for r in rounds for i in r.sequences_of(rank))
             for rank in range(self._layout.world_size)
         )
-        predicted = predict(
-            rank_tokens=rank_tokens,
-            rounds=len(rounds),
-            recompute=self._activation == "recompute",
-            layout=self._layout,
-            model=self._model,
-            hardware=self._hardware,
-        )
+        self._rank_tokens[step] = rank_tokens
         return StepPlan(
             step=step,
             layout=self._layout,
             rounds=rounds,
             activation=self._activation,
-            predicted=predicted,
+            predicted=self._predict(rank_tokens, len(rounds)),
             reasons=("the recipe fixes every choice", self._arithmetic.explain()),
+        )
+
+    def _predict(self, rank_tokens: int, rounds: int) -> Terms:
+        return predict(
+            rank_tokens=rank_tokens,
+            rounds=rounds,
+            recompute=self._activation == "recompute",
+            layout=self._layout,
+            model=self._model,
+            hardware=self._hardware,
         )
 
     def observe(self, plan: StepPlan, measured: Terms) -> None:
@@ -69,11 +73,14 @@ class FixedPlanner:
         start's rough rates; every later one moves them a little.
         """
         self._observations += 1
+        rank_tokens = self._rank_tokens.pop(plan.step)
         if self._observations == 1:
             return
         weight = 1.0 if self._observations == 2 else SMOOTHING
+        # Plans are made a step ahead, with older rates; what is corrected is today's prediction.
+        predicted = self._predict(rank_tokens, len(plan.rounds))
         self._hardware = refit(
-            self._hardware, predicted=plan.predicted, measured=measured, weight=weight
+            self._hardware, predicted=predicted, measured=measured, weight=weight
         )
 
 

@@ -73,12 +73,23 @@ def test_predictions_approach_a_steady_machine():
     assert predicted.total_s == pytest.approx(truth.total_s, rel=1e-2)
 
 
+def test_plans_made_a_step_ahead_do_not_overshoot():
+    planner, truth = _planner(2), Terms(compute_s=1.0, update_s=0.1)
+    ahead = [planner.choose(1, [8] * 8), planner.choose(2, [8] * 8)]
+    for step in range(3, 15):
+        planner.observe(ahead.pop(0), truth)
+        ahead.append(planner.choose(step, [8] * 8))
+        if step >= 5:
+            assert ahead[-1].predicted.compute_s == pytest.approx(1.0)
+
+
 def test_the_first_step_of_a_process_says_nothing_and_the_second_settles():
     planner = _planner(2)
     plan = planner.choose(1, [8] * 8)
     planner.observe(plan, Terms(compute_s=99.0))
     assert planner.hardware == HARDWARE
-    planner.observe(plan, Terms(compute_s=0.3, update_s=0.1))
+    second = planner.choose(2, [8] * 8)
+    planner.observe(second, Terms(compute_s=0.3, update_s=0.1))
     assert planner.choose(3, [8] * 8).predicted.compute_s == pytest.approx(0.3)
 
 
