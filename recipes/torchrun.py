@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from torch.distributed import TCPStore
 
 from cluster.config import ClusterConfig
 from cluster.exit_record import ExitRecord, write_exit
+from cluster.failure import failure_of
 from cluster.host_memory import host_memory_gib
 from cluster.progress import Progress
 from cluster.signals import StopSignals
@@ -35,6 +37,9 @@ from trainer.status import Status
 
 MEETING_S = 120.0
 """Until the ranks know where they meet."""
+
+ECHO_S = 2.0
+"""How long a lost connection waits for the rank that caused it to say why."""
 
 _DRIVER_KEYS = ("run.project", "run.sample_prompt")
 
@@ -142,7 +147,9 @@ def _train(loaded: LoadedRecipe, environment: RankEnvironment, folder: RunFolder
                 host_memory_gib=host_memory_gib,
                 on_report=step_printer(view) if environment.rank == 0 else ignore,
             )
-    except BraidError as error:
+    except (BraidError, RuntimeError, OSError) as error:
+        if not isinstance(error, BraidError):
+            traceback.print_exc()
         return _fail(error, environment, status, folder)
     code = ExitCode.STOPPED if outcome.kind == "stopped" else ExitCode.DONE
     if environment.rank == 0:
@@ -160,15 +167,24 @@ def _train(loaded: LoadedRecipe, environment: RankEnvironment, folder: RunFolder
 
 
 def _fail(
-    error: BraidError, environment: RankEnvironment, status: Status, folder: RunFolder
+    error: BaseException, environment: RankEnvironment, status: Status, folder: RunFolder
 ) -> ExitCode:
-    record = _record(error.exit_code, str(error), environment, status)
-    # The first rank to fail is the one to blame.
+    failure = failure_of(
+        error,
+        moment=status.read(),
+        rank=environment.rank,
+        host=environment.host,
+        now_s=time.time(),
+    )
+    # The first rank to fail is the one to blame; a lost connection is only an echo of it.
     if not folder.exit.exists():
-        write_exit(record, folder)
-    where = f"rank {environment.rank} on {environment.host}, {record.phase}"
+        if failure.communication:
+            time.sleep(ECHO_S)
+        if not folder.exit.exists():
+            write_exit(_record(failure.exit_code, failure.error, environment, status), folder)
+    where = f"rank {environment.rank} on {environment.host}, {failure.phase}"
     print(f"{type(error).__name__} at {where}: {error}", file=sys.stderr, flush=True)
-    return error.exit_code
+    return failure.exit_code
 
 
 def _record(code: ExitCode, cause: str, environment: RankEnvironment, status: Status) -> ExitRecord:
