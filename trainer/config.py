@@ -93,7 +93,8 @@ class DataConfig:
     """Largest document accepted."""
 
     block_bytes: int = 1024 * 1024
-    """Raw bytes tokenised at a time, and the unit in which documents are shuffled."""
+    """Raw bytes tokenised at a time, and the unit in which documents are shuffled. The last
+    sequence of a block may be short: for long sequences set it to some 256 bytes per token."""
 
     shuffle_blocks: int = 8
     """Neighbouring blocks (in shuffled order) whose sequences are mixed."""

@@ -18,9 +18,9 @@ class BackgroundTokeniser:
     """A running tokenising process. Its own process, so that no interpreter lock is shared."""
 
     def __init__(self, assignment: Assignment) -> None:
-        self._store = Path(assignment.store)
+        self._failure_path = assignment.failure_path
         self._failure: Failure | None = None
-        with disk_errors(self._store):
+        with disk_errors(Path(assignment.store)):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.data.tokenise"],
                 cwd=PACKAGE_ROOT,
@@ -45,7 +45,7 @@ class BackgroundTokeniser:
             said = self._process.stdout.read()
             self._failure = Failure.decode(said) if said else _unexplained(code)
             with contextlib.suppress(ResourceError):
-                self._failure.leave(self._store)
+                self._failure.leave(self._failure_path)
         return self._failure
 
     def close(self) -> None:

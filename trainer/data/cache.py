@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from trainer.errors import InfrastructureError, ResourceError
 
@@ -62,7 +63,8 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
 
     Raises ResourceError where the disk is full or cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    # Containers that share the folder may have equal process ids.
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
     with disk_errors(path):
         try:
             with aside.open("xb") as file:

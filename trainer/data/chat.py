@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.content import Message
+from trainer.data.content import Message, UnusableError
 from trainer.data.template import CHATML, ChatTemplate, Piece
 from trainer.data.tokenizer import Tokenizer
 
@@ -32,7 +32,8 @@ class ChatEncoder:
     def encode(self, messages: Sequence[Message]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Tokens, and whether each is a target. Both end with the last target.
 
-        Raises UnusableError where the template does not take the conversation.
+        Raises UnusableError where the template does not take the conversation, or nothing of it
+        is a target.
         """
         pieces = self.pieces(messages)
         tokens = self._tokens_of(pieces)
@@ -46,6 +47,11 @@ class ChatEncoder:
             closed = self._mark_end(pieces[after], tokens[after], targets[after])
             ends_with = [] if closed else [self._tokenizer.eos_id]
         joined, mask = np.concatenate(tokens), np.concatenate(targets)
+        if not mask.any():
+            raise UnusableError(
+                "has nothing to train on: every assistant message is empty, and the tokenizer's "
+                "chat template ends them with no token of its own"
+            )
         stop = int(np.flatnonzero(mask)[-1]) + 1
         # A template without an end token of its own: the model must still learn to stop.
         joined = np.append(joined[:stop], ends_with).astype(np.int64)

@@ -61,7 +61,7 @@ class Corpus:
         held = BLOCKS_HELD_PER_MIXED * config.shuffle_blocks
         self._read = lru_cache(maxsize=held)(self._store.read)
         if background:
-            forget_failure(self._store.folder)
+            forget_failure(self.assignment.failure_path)
 
     @classmethod
     def open(cls, config: DataConfig, tokenizer: Tokenizer, *, background: bool) -> "Corpus":
@@ -131,7 +131,7 @@ class Corpus:
     def _has_news(self) -> bool:
         # First the failure, then the table: a block made ready before a failure still counts.
         failure = self._tokeniser.failure() if self._tokeniser is not None else None
-        failure = failure or found_failure(self._store.folder)
+        failure = failure or found_failure(self.assignment.failure_path)
         before = self.num_ready
         self._look()
         if failure is not None and self.num_ready == before:

@@ -1,6 +1,7 @@
 """Documents of a block as they stand in the files, each with the place it came from."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from trainer.data.index import SourceIndex
 from trainer.data.parquet import ParquetReader, scalar_bytes
+from trainer.data.source import SourceFile
 from trainer.errors import DataError
 
 
@@ -50,7 +52,7 @@ class DocumentReader:
 
     def name_of(self, place: Place) -> str:
         """The place for messages: `path`, `path:line` or `path:row N`."""
-        path = self._index.paths[place.file]
+        path = self._index.files[place.file].path
         if not place.line:
             return path
         between = ":row " if self._index.format == "parquet" else ":"
@@ -90,8 +92,12 @@ class DocumentReader:
         return Document(place, record[field])
 
     def _rows(self, span: np.void) -> Iterator[Document | BadDocument]:
-        path = self._index.paths[int(span["file"])]
-        values = self._parquet.rows(path, int(span["start"]), int(span["stop"]))
+        file = self._index.files[int(span["file"])]
+        values = list(self._parquet.rows(file.path, int(span["start"]), int(span["stop"])))
+        try:
+            _require_unchanged(file, os.stat(file.path))
+        except OSError as error:
+            raise DataError(f"{file.path} cannot be read: {error.strerror}") from error
         for number, value in enumerate(values, int(span["first"])):
             yield self._row(Place(int(span["file"]), number), value)
 
@@ -109,17 +115,22 @@ class DocumentReader:
         return Document(place, content)
 
     def _bytes_of(self, span: np.void) -> bytes:
-        path = self._index.paths[int(span["file"])]
+        file = self._index.files[int(span["file"])]
         start, stop = int(span["start"]), int(span["stop"])
         try:
-            with open(path, "rb") as file:
-                file.seek(start)
-                data = file.read(stop - start)
+            with open(file.path, "rb") as opened:
+                opened.seek(start)
+                data = opened.read(stop - start)
+                _require_unchanged(file, os.fstat(opened.fileno()))
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        if len(data) < stop - start:
-            raise DataError(f"{path} became shorter while it was used; start the run again")
+            raise DataError(f"{file.path} cannot be read: {error.strerror}") from error
         return data
+
+
+def _require_unchanged(file: SourceFile, status: os.stat_result) -> None:
+    # Asked after reading: new content must not be kept under the fingerprint of the old.
+    if (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.mtime_ns):
+        raise DataError(f"{file.path} changed while it was used; start the run again")
 
 
 def _text_document(place: Place, data: bytes) -> Document | BadDocument:

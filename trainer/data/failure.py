@@ -1,4 +1,8 @@
-"""Why tokenising ended early, left beside the tokens for everyone who waits for them."""
+"""Why tokenising ended early, left beside the tokens for everyone who waits for them.
+
+Runs that pack the same tokens differently share a folder, and each has a file of its own: a
+document too long for one of them may fit another.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,7 +11,6 @@ from pathlib import Path
 from trainer.data.cache import written_aside
 from trainer.errors import BraidError, DataError, ExitCode, InfrastructureError, ResourceError
 
-NAME = "failure.json"
 KINDS: dict[ExitCode, type[BraidError]] = {
     ExitCode.DATA: DataError,
     ExitCode.RESOURCES: ResourceError,
@@ -41,20 +44,20 @@ class Failure:
         """Read `encode`'s line."""
         return cls(**json.loads(text))
 
-    def leave(self, folder: Path) -> None:
-        """Put it into `folder`."""
-        with written_aside(folder / NAME) as file:
+    def leave(self, path: Path) -> None:
+        """Put it into the file `path`."""
+        with written_aside(path) as file:
             file.write(self.encode().encode())
 
 
-def found_failure(folder: Path) -> Failure | None:
-    """The failure that was left in `folder`."""
+def found_failure(path: Path) -> Failure | None:
+    """The failure that was left in the file `path`."""
     try:
-        return Failure.decode((folder / NAME).read_text())
+        return Failure.decode(path.read_text())
     except FileNotFoundError:
         return None
 
 
-def forget_failure(folder: Path) -> None:
+def forget_failure(path: Path) -> None:
     """Remove what an earlier run left: it may no longer hold."""
-    (folder / NAME).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from trainer.config import DataConfig
 from trainer.data.blocks import SPAN, Blocks
 from trainer.data.cache import digest, locked, make_folder, written_aside
 from trainer.data.scan import Scan, Scanner, TooLarge
-from trainer.data.source import Format, Source, find_source
+from trainer.data.source import Format, Source, SourceFile, find_source
 from trainer.errors import DataError, RecipeError
 
 VERSION = 1
@@ -29,8 +29,15 @@ class SourceIndex:
     field: str
     """Field with the document; empty for text files."""
 
-    paths: tuple[str, ...]
+    files: tuple[SourceFile, ...]
+    """As they were before the scan."""
+
     scan: Scan
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the files are."""
+        return tuple(file.path for file in self.files)
 
     @property
     def blocks(self) -> Blocks:
@@ -56,8 +63,7 @@ def open_index(config: DataConfig) -> SourceIndex:
                 _write(folder, scanner.run())
     scan = _read(folder)
     _require_documents(source, scan, config)
-    paths = tuple(file.path for file in source.files)
-    return SourceIndex(source.description, source.format, field, paths, scan)
+    return SourceIndex(source.description, source.format, field, source.files, scan)
 
 
 def cache_root(config: DataConfig) -> Path:

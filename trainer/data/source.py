@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from trainer.errors import DataError
 
@@ -229,17 +229,34 @@ def _file(path: Path, root: Path) -> SourceFile:
 
 
 def _walk(root: Path, without: frozenset[str]) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
-        subfolders[:] = [name for name in subfolders if _is_source(name) and name not in without]
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
+        if not _is_new(folder, seen):
+            subfolders.clear()
+            continue
+        # Sorted, so that a folder with several links is always read under the same name.
+        subfolders[:] = sorted(n for n in subfolders if _is_source(n) and n not in without)
         for name in names:
             path = Path(folder, name)
             if _is_source(name) and path.is_file():
                 yield path
 
 
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    # Links may lead back to a folder above them.
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        _refuse(error)
+    identity = (status.st_dev, status.st_ino)
+    known = identity in seen
+    seen.add(identity)
+    return not known
+
+
 def _is_source(name: str) -> bool:
     return not name.startswith(".") and name != "__pycache__"
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ class RowTable:
         """Make the table with nothing known, unless it is there."""
         if not self._path.exists():
             empty = np.full(self._num_blocks, UNKNOWN, dtype=ENTRY)
-            fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            fresh = self._path.with_name(f"{self._path.name}.{uuid4().hex}")
             with written_aside(fresh) as file:
                 file.write(empty.tobytes())
             with disk_errors(self._path):
@@ -151,7 +152,7 @@ def _adopt(fresh: Path, path: Path) -> None:
     except FileExistsError:
         pass
     finally:
-        fresh.unlink()
+        fresh.unlink(missing_ok=True)
 
 
 def _damaged(path: Path) -> DataError:

@@ -8,7 +8,6 @@ as one JSON line, and into the store for other processes.
 import contextlib
 import os
 import sys
-from pathlib import Path
 
 from trainer.data.failure import Failure
 from trainer.data.tokenising import Assignment, Filler
@@ -29,7 +28,7 @@ def main() -> int:
         failure = Failure.of(error)
         # A full disk may refuse this file too; the parent still reads the line below.
         with contextlib.suppress(ResourceError):
-            failure.leave(Path(assignment.store))
+            failure.leave(assignment.failure_path)
         sys.stdout.write(failure.encode() + "\n")
         return failure.code
     return int(ExitCode.DONE)

@@ -51,6 +51,11 @@ class Assignment:
     seed: int
     """Of the stream: blocks are done in the order of its first epoch."""
 
+    @property
+    def failure_path(self) -> Path:
+        """Where a failure is left for others that read this store with this packing."""
+        return Path(self.store) / f"failure-{self.packing}-{self.config['seq_len']}.json"
+
     def encode(self) -> str:
         """One JSON object."""
         return json.dumps(asdict(self))

@@ -91,7 +91,9 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Name of everything that decides which tokens a document becomes."""
-        parts = (self._text, self.eos_token, self.chat_template or "")
+        # Templates may write any named token, also one that has the text of another.
+        named = json.dumps(self.special_texts, sort_keys=True)
+        parts = (self._text, self.eos_token, self.chat_template or "", named)
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[Tokens]:

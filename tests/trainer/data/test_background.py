@@ -4,13 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from trainer.data.background import PACKAGE_ROOT, BackgroundTokeniser
 from trainer.data.corpus import Corpus
-from trainer.data.failure import found_failure
+from trainer.data.failure import Failure, found_failure
 from trainer.data.order import block_order
 from trainer.data.stream import TokenStream
 from trainer.errors import DataError, InfrastructureError, ResourceError
@@ -86,10 +85,24 @@ def test_an_earlier_failure_is_forgotten_by_the_next_starter(tmp_path, data_conf
     config = data_config(path)
     with Opened(config, tokenizer) as corpus, pytest.raises(DataError):
         TokenStream(corpus, config, seed=0, sequences_per_step=1).sequences(0)
-    folder = Path(corpus.assignment.store)
-    assert found_failure(folder) is not None
+    path = corpus.assignment.failure_path
+    assert found_failure(path) is not None
     with Opened(config, tokenizer):
-        assert found_failure(folder) is None
+        assert found_failure(path) is None
+
+
+def test_runs_of_another_packing_or_length_do_not_see_a_failure(
+    text_source, data_config, tokenizer
+):
+    failed = Corpus.open(data_config(text_source, packing="whole"), tokenizer, background=False)
+    Failure.of(DataError("too long")).leave(failed.assignment.failure_path)
+    for values in ({}, {"packing": "whole", "seq_len": 4096}):
+        with Opened(data_config(text_source, **values), tokenizer) as corpus:
+            assert corpus.assignment.store == failed.assignment.store
+            corpus.begin(0)
+            corpus.wait_for(range(corpus.num_blocks))
+    with pytest.raises(DataError, match="too long"):
+        failed.wait_for(range(failed.num_blocks))
 
 
 class Opened:

@@ -65,3 +65,12 @@ def test_waiting_says_what_for_and_gives_up():
 def test_keys_differ_where_values_do():
     assert digest("a", 1) == digest("a", 1)
     assert len({digest("a", 1), digest("a", "1"), digest(["a", 1]), digest("a")}) == 4
+
+
+def test_writers_with_the_same_process_id_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    monkeypatch.setattr("time.monotonic_ns", lambda: 7)
+    with written_aside(tmp_path / "a") as first, written_aside(tmp_path / "a") as second:
+        first.write(b"same")
+        second.write(b"same")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"same"]

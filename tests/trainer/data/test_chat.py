@@ -3,7 +3,7 @@ import pytest
 
 from trainer.data.bpe import END_OF_TEXT, train_bpe
 from trainer.data.chat import ChatEncoder
-from trainer.data.content import Message
+from trainer.data.content import Message, UnusableError
 from trainer.data.tokenizer import Tokenizer
 
 CHAT = [
@@ -85,3 +85,9 @@ def test_messages_follow_each_other_without_template_text_between():
     tokens, mask = ChatEncoder(tokenizer).encode(CHAT[1:4])
     assert target_texts(tokenizer, tokens, mask) == ["the answer" + END_OF_TEXT]
     assert len(tokens) == len(mask)
+
+
+def test_empty_answers_without_an_end_token_leave_nothing_to_train_on():
+    tokenizer = tokenizer_with("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    with pytest.raises(UnusableError, match="has nothing to train on: every assistant message is"):
+        ChatEncoder(tokenizer).encode([CHAT[1], Message("assistant", "")])

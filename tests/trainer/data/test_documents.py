@@ -1,4 +1,5 @@
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,8 +99,21 @@ def test_a_file_that_shrank_is_named(tmp_path, data_config):
     path.write_text("long enough")
     _, reader = reader_of(data_config(path))
     path.write_text("short")
-    with pytest.raises(DataError, match=r"a\.txt became shorter while it was used"):
+    with pytest.raises(DataError, match=r"a\.txt changed while it was used; start the run again"):
         list(reader.read(0))
     path.unlink()
     with pytest.raises(DataError, match=r"a\.txt cannot be read: No such file"):
         list(reader.read(0))
+
+
+def test_a_file_edited_in_place_is_not_read_under_its_old_fingerprint(tmp_path, data_config):
+    lines, table = tmp_path / "a.jsonl", tmp_path / "b.parquet"
+    lines.write_text('{"text": "old"}\n')
+    pq.write_table(pa.table({"text": ["old"]}), table)
+    for path in (lines, table):
+        _, reader = reader_of(data_config(path))
+        assert [document.content for document in reader.read(0)] == ["old"]
+        path.write_bytes(path.read_bytes().replace(b"old", b"new"))
+        os.utime(path, (1, 1))
+        with pytest.raises(DataError, match=f"{path.name} changed while it was used"):
+            list(reader.read(0))

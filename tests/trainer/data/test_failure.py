@@ -6,14 +6,15 @@ from trainer.errors import DataError, InfrastructureError, NumericError, Resourc
 
 @pytest.mark.parametrize("kind", [DataError, ResourceError, InfrastructureError])
 def test_an_error_is_the_same_after_the_way_through_a_folder(tmp_path, kind):
-    assert found_failure(tmp_path) is None
-    Failure.of(kind("line 3 is bad")).leave(tmp_path)
-    found = found_failure(tmp_path)
+    path = tmp_path / "failure.json"
+    assert found_failure(path) is None
+    Failure.of(kind("line 3 is bad")).leave(path)
+    found = found_failure(path)
     assert type(found.error()) is kind
     assert str(found.error()) == "line 3 is bad"
-    forget_failure(tmp_path)
-    assert found_failure(tmp_path) is None
-    forget_failure(tmp_path)
+    forget_failure(path)
+    assert found_failure(path) is None
+    forget_failure(path)
 
 
 def test_an_error_of_another_part_is_one_of_infrastructure():

@@ -76,3 +76,12 @@ def test_nothing_to_read_is_an_error_with_a_remedy(tmp_path, make, ask, message)
     put(tmp_path, *make)
     with pytest.raises(DataError, match=message):
         find_source(str(tmp_path / ask), "auto")
+
+
+def test_linked_folders_are_read_once_and_cycles_end(tmp_path):
+    put(tmp_path, "data/a.txt", "far/b.txt", "far/sub/c.txt")
+    (tmp_path / "data/link").symlink_to(tmp_path / "far")
+    (tmp_path / "data/link2").symlink_to(tmp_path / "far/sub")
+    (tmp_path / "far/back").symlink_to(tmp_path / "data")
+    found = find_source(str(tmp_path / "data"), "auto")
+    assert names(found) == ["a.txt", "link/b.txt", "link/sub/c.txt"]

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,20 @@ def test_the_table_starts_unknown_and_keeps_what_is_entered(tmp_path):
     other.create()
     assert other.read().tolist() == [(-1, -1)] * 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows-split-32", "rows-split-64"]
+
+
+def test_a_table_made_by_another_container_meanwhile_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    theirs = RowTable(TokenStore(tmp_path, 2), 32, "split")
+    link = os.link
+
+    def slow_link(fresh, path):
+        monkeypatch.setattr(os, "link", link)
+        theirs.create()
+        theirs.write(1, rows=3, skipped=0)
+        link(fresh, path)
+
+    monkeypatch.setattr(os, "link", slow_link)
+    RowTable(TokenStore(tmp_path, 2), 32, "split").create()
+    assert theirs.read().tolist() == [(-1, -1), (3, 0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-split-32"]

@@ -40,6 +40,15 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     ]
 
 
+def test_the_fingerprint_is_of_the_tokens_that_templates_know_by_name():
+    text = train_bpe(["a b c"], 320)
+    found = {
+        Tokenizer(text, eos_token=END_OF_TEXT, config=config).fingerprint
+        for config in ({}, {"bos_token": "<|im_start|>"}, {"bos_token": "<|im_end|>"})
+    }
+    assert len(found) == 3
+
+
 def test_transformers_reads_what_is_saved(tokenizer, tmp_path):
     # Imported here: it takes seconds, and spawned processes of this file would take them too.
     transformers = pytest.importorskip("transformers")
