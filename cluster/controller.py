@@ -71,8 +71,14 @@ class Controller:
         self._memory = MemoryWatch(horizon_steps=self.limits.memory_alarm_steps)
         self._began_s = self._said_s = self.clock()
 
+    @property
+    def phase(self) -> str:
+        """The phase the group is in, `training` from its first step on."""
+        return self._phase
+
     def supervise(self) -> Outcome:
-        """Until all ranks are done. Raises WorkersFailed with all failures there are."""
+        """Until all ranks are done. Raises WorkersFailed with all failures there are, and
+        StopRequested where a signal came before the first step."""
         while True:
             answers = self.group.read(timeout_s=POLL_S)
             self._take(answers)
@@ -175,6 +181,7 @@ class Controller:
         if not self.stop.requested:
             return
         if self._stopping_s is None:
+            self._end_before_steps()
             self._stopping_s = self.clock()
             self.view.phase("stopping", f"{self.stop.name}: saving, then ending")
             self.group.request_stop()
@@ -186,6 +193,12 @@ class Controller:
                 "cluster.stop_grace_s. The newest complete checkpoint is the one before"
             )
             raise WorkersFailed([self._blame(rank, error)])
+
+    def _end_before_steps(self) -> None:
+        """Raise StopRequested where no rank is at its steps: there is nothing to save."""
+        first_step = ORDER.index("first_step")
+        if all(ORDER.index(phase) < first_step for phase, _ in self._phases().values()):
+            self.stop.check(self._phase)
 
     def _watch_memory(self, reading: Reading) -> None:
         host = self.group.places[reading.rank].host

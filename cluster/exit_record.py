@@ -80,12 +80,12 @@ def write_exit(record: ExitRecord, folder: RunFolder) -> None:
 
 
 def tail(path: Path) -> tuple[str, ...]:
-    """The last lines of a log; none where it is not there."""
+    """The last lines of a log; none where it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ()
     return tuple(text.splitlines()[-LAST_LINES:])

@@ -9,12 +9,18 @@ import ray
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 
+from cluster.signals import StopRequested
 from trainer.errors import InfrastructureError, RecipeError, ResourceError
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Only small records pass through it: tensors travel between the ranks themselves."""
 
 _REACH_S = 5.0
+
+_LOGS_HELP = (
+    "The logs are in /tmp/ray/session_latest/logs; check free disk space, shared memory and busy "
+    "ports"
+)
 
 _TOKEN_HELP = (
     "Both sides need the same token: copy the head's ~/.ray/auth_token here (or set "
@@ -32,7 +38,7 @@ def connected(address: str) -> Iterator[None]:
     was started here is shut down.
 
     Raises ResourceError where there is no cluster, RecipeError for an address of another kind, and
-    InfrastructureError where a cluster cannot be started.
+    InfrastructureError where a cluster cannot be started; StopRequested where SIGTERM comes first.
     """
     if ray.is_initialized():
         yield
@@ -53,20 +59,40 @@ def reread_settings() -> None:
     Config.initialize("")
 
 
+@contextmanager
+def told_endings() -> Iterator[None]:
+    """Around `ray.init`: tell what Ray only exits or raises a bare Exception for.
+
+    Raises StopRequested where SIGTERM came, which Ray's own handler turns into SystemExit, and
+    InfrastructureError where the node did not come up in Ray's time.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        ray.shutdown()
+        raise StopRequested("stopped by SIGTERM while connecting, before training began") from error
+    except Exception as error:
+        if "timed out during startup" in str(error):
+            raise InfrastructureError(
+                f"Ray did not start in time: {_first_line(error)} {_LOGS_HELP}"
+            ) from error
+        raise
+
+
 def _start() -> None:
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        with told_endings():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
     except (RayError, RuntimeError, OSError, ValueError) as error:
         raise InfrastructureError(
-            f"cannot start a Ray cluster on this machine: {error}. The logs are in "
-            "/tmp/ray/session_latest/logs; check free disk space, shared memory and busy ports"
+            f"cannot start a Ray cluster on this machine: {error}. {_LOGS_HELP}"
         ) from error
 
 
@@ -79,7 +105,8 @@ def _join(address: str) -> None:
     if address != "auto":
         _check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with told_endings():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as error:
         raise ResourceError(
             f"the Ray cluster at {address} did not accept this driver: {_first_line(error)}. "

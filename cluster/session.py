@@ -66,7 +66,8 @@ def settings_of(config: ClusterConfig) -> Settings:
 def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Outcome:
     """The run from connecting to its last step. Nothing of it is left on the cluster afterwards.
 
-    Raises WorkersFailed, or a BraidError for what the driver itself found.
+    Raises WorkersFailed, a BraidError for what the driver itself found, or OSError where the run
+    folder cannot be written.
     """
     reads = ReadLog()
     settings = settings_of(reads.watch(run.cluster, "cluster."))
@@ -88,8 +89,7 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
                 waiting = phases.begin("starting", deadline_s=settings.starting_s)
                 with closing(WorkerGroup(places, group, settings.needs, run.folder)) as workers:
                     start(workers, run, settings, project, for_ranks, waiting)
-                    phases.current = "training"
-                    return supervise(workers, run, settings, view, stop)
+                    return supervise(workers, run, settings, phases, view, stop)
     except RayError as error:
         raise InfrastructureError(f"the Ray cluster failed under the run: {error}") from error
 
@@ -138,10 +138,18 @@ def start(
 
 
 def supervise(
-    workers: WorkerGroup, run: Run, settings: Settings, view: RunView, stop: StopSignals
+    workers: WorkerGroup,
+    run: Run,
+    settings: Settings,
+    phases: Phases,
+    view: RunView,
+    stop: StopSignals,
 ) -> Outcome:
-    """Follow the ranks to their end. Raises WorkersFailed."""
+    """Follow the ranks to their end. Raises WorkersFailed, and StopRequested before any step."""
     controller = Controller(
         group=workers, limits=settings.limits, view=view, stop=stop, events=run.folder.events
     )
-    return controller.supervise()
+    try:
+        return controller.supervise()
+    finally:
+        phases.current = controller.phase

@@ -2,6 +2,7 @@
 
 Guarantees, each asserted in tests/cluster/test_startup.py:
 - a start-up phase that lasts longer than its deadline is reported with phase, rank, host, elapsed;
+- a rank that is further than another is never late, since it may be waiting for the other;
 - training and stopping have no deadline here;
 - the group's phase is that of the rank that is least far.
 """
@@ -46,22 +47,17 @@ def least_far(phases: Mapping[int, str]) -> tuple[str, list[int]]:
 def overrun(
     phases: Mapping[int, tuple[str, float]], deadlines: Mapping[str, float], places: Sequence[Place]
 ) -> tuple[int, str] | None:
-    """The rank that has been too long in one start-up phase and a sentence on it, or None.
+    """The rank that holds up a start-up phase for too long and a sentence on it, or None.
 
-    `phases` gives phase and seconds spent in it by rank. A rank that is least far is named first,
-    since the others may be waiting for it.
+    `phases` gives phase and seconds spent in it by rank. The clock of a phase runs from the moment
+    the last of the ranks that are least far has entered it.
     """
-    late = [
-        (ORDER.index(phase), -elapsed_s, rank)
-        for rank, (phase, elapsed_s) in phases.items()
-        if elapsed_s > deadlines.get(phase, float("inf"))
-    ]
-    if not late:
+    phase, ranks = least_far({rank: own for rank, (own, _) in phases.items()})
+    if min(phases[rank][1] for rank in ranks) <= deadlines.get(phase, float("inf")):
         return None
-    rank = min(late)[2]
-    phase, elapsed_s = phases[rank]
+    rank = max(ranks, key=lambda rank: phases[rank][1])
     return rank, (
-        f"{phase}: rank {rank} on {places[rank].host} has been at it for {elapsed_s:.0f} s, "
+        f"{phase}: rank {rank} on {places[rank].host} has been at it for {phases[rank][1]:.0f} s, "
         f"allowed are {deadlines[phase]:g} s (cluster.deadlines.{phase}_s); raise the deadline, or "
         "see the worker's log in the run folder"
     )

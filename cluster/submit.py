@@ -1,9 +1,10 @@
 """Send a recipe to a Ray cluster as a job, and follow it to its end."""
 
-import asyncio
+import glob
 import json
 import logging
 import math
+import os
 import shlex
 import tempfile
 import time
@@ -17,6 +18,7 @@ from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
 
 from cluster.config import ClusterConfig
 from cluster.environment import RAY_DEFAULTS, set_unless_set
+from cluster.follow import follow
 from cluster.ray_connect import reread_settings
 from cluster.staging import RECIPE, list_sources, source_root, stage, summary
 from cluster.view import RunView
@@ -34,7 +36,8 @@ _NEW_CLUSTER_S = 60.0
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 """Loggers of Ray that tell of every upload and connection."""
 
-_FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_NO_BRAID = (1, 126, 127)
+"""What Python returns where it cannot import, and the shell where it finds no Python."""
 
 
 def submit(
@@ -50,7 +53,8 @@ def submit(
 
     The job's output goes to `view.note`, line by line. Interrupting this process leaves the job
     running. `submission_id` names the job; submitting one id twice is refused by Ray. Raises
-    ResourceError where the cluster cannot be reached or refuses.
+    ResourceError where the cluster cannot be reached, refuses or cannot start the job, and
+    InfrastructureError where it stops answering.
     """
     set_unless_set(RAY_DEFAULTS)
     reread_settings()
@@ -65,10 +69,8 @@ def submit(
     }
     _send(client, job_id, recipe_text, overrides, cluster.stop_grace_s, view)
     view.note(f"submitted {job_id}; `ray job stop {job_id} --address {address}` saves and ends it")
-    asyncio.run(_follow(client, job_id, view))
-    info = _await_end(client, job_id)
-    folder = RunFolder.of(job.run)
-    return exit_code_of(info, written_code(folder, since_s=began_s))
+    info = follow(client, job_id, address=address, view=view)
+    return exit_code_of(info, written_code(RunFolder.of(job.run), since_s=began_s))
 
 
 def entrypoint(overrides: Mapping[str, str]) -> str:
@@ -82,7 +84,8 @@ def entrypoint(overrides: Mapping[str, str]) -> str:
 def absolute_paths(job: JobConfig, cwd: Path) -> dict[str, str]:
     """Overrides for relative paths of the recipe: the job runs in another folder.
 
-    The run folder always; others where they name something that exists below `cwd`.
+    The run folder always; others where they name something that exists here, seen from `cwd`, or
+    are a pattern of data files that some file here matches. `~` is the home of who submits.
     """
     overrides = {"run.dir": str((cwd / Path(job.run.dir).expanduser()).absolute())}
     named = {
@@ -92,15 +95,30 @@ def absolute_paths(job: JobConfig, cwd: Path) -> dict[str, str]:
         "run.resume": job.run.resume,
     }
     for key, value in named.items():
-        if value and not Path(value).is_absolute() and (cwd / value).exists():
-            overrides[key] = str((cwd / value).absolute())
+        if not value or Path(value).is_absolute():
+            continue
+        expanded = os.path.expanduser(value)
+        pattern = os.path.join(glob.escape(str(cwd)), expanded)
+        if (cwd / expanded).exists():
+            overrides[key] = str((cwd / expanded).absolute())
+        elif key == "data.source" and any(glob.iglob(pattern, recursive=True)):
+            overrides[key] = pattern
     return overrides
 
 
 def exit_code_of(info: JobInfo, written: ExitCode | None) -> ExitCode:
-    """The run's own code where it is known, else what Ray's status comes to."""
+    """The run's own code where it is known, else what Ray's status comes to.
+
+    Raises ResourceError where the job seems not to have started for want of a Python with Braid.
+    """
     if written is not None:
         return written
+    if info.driver_exit_code in _NO_BRAID:
+        raise ResourceError(
+            f"the job ended with code {info.driver_exit_code} and left no exit.json "
+            "that can be seen here; the `python` on the head may lack Braid (see the output): "
+            "activate the environment that has it before `ray start`, on every node"
+        )
     if info.driver_exit_code in set(ExitCode):
         return ExitCode(info.driver_exit_code)
     by_status = {JobStatus.SUCCEEDED: ExitCode.DONE, JobStatus.STOPPED: ExitCode.STOPPED}
@@ -180,22 +198,4 @@ def _submit_patiently(
             starting = "No available agent" in str(error)
             if not starting or time.monotonic() > deadline_s:
                 raise ResourceError(f"the cluster refused the job {name}: {error}") from error
-        time.sleep(_POLL_S)
-
-
-async def _follow(client: JobSubmissionClient, name: str, view: RunView) -> None:
-    rest = ""
-    async for chunk in client.tail_job_logs(name):
-        *lines, rest = (rest + chunk).split("\n")
-        for line in lines:
-            view.note(line)
-    if rest:
-        view.note(rest)
-
-
-def _await_end(client: JobSubmissionClient, name: str) -> JobInfo:
-    while True:
-        info = client.get_job_info(name)
-        if info.status in _FINAL:
-            return info
         time.sleep(_POLL_S)

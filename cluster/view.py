@@ -34,4 +34,4 @@ class RunView(Protocol):
     def failed(self, failure: dict[str, Any]) -> None:
         """The run ended otherwise: the content of exit.json {`code`, `cause`, `host`, `rank`,
         `phase`, `step`, `last_lines`, `time`} and `log`, the path of that process's log (None
-        where no process is to blame). Called at most once, last."""
+        where no process is to blame). Called at most once; only warnings may follow."""

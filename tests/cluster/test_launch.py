@@ -15,9 +15,14 @@ import pytest
 import ray
 
 from cluster.config import ClusterConfig, DeadlineConfig
-from cluster.launch import launch
-from trainer.config import JobConfig, RunConfig
+from cluster.exit_record import record_of_driver
+from cluster.launch import fail, launch, succeed
+from cluster.reading import Outcome
+from cluster.run import Run
+from cluster.run_lock import held
+from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode, RecipeError
+from trainer.run_folder import RunFolder
 
 Launch = Callable[..., ExitCode]
 
@@ -26,9 +31,11 @@ Launch = Callable[..., ExitCode]
 def start(local_cluster: None, tmp_path: Path, view: Any) -> Launch:
     """Launch named work of payloads.py in a fresh run folder."""
 
-    def run(work: str, origins: dict[str, str] | None = None, **cluster: Any) -> ExitCode:
+    def run(
+        work: str, origins: dict[str, str] | None = None, resume: str = "auto", **cluster: Any
+    ) -> ExitCode:
         return launch(
-            JobConfig(run=RunConfig(name="run", dir=str(tmp_path))),
+            JobConfig(run=RunConfig(name="run", dir=str(tmp_path), resume=resume)),
             ClusterConfig(address="auto", **cluster),
             origins=origins or {},
             recipe_text="run: {}\n",
@@ -114,6 +121,20 @@ def test_sigterm_saves_and_exits_143(start: Launch, view: Any, tmp_path: Path) -
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_stop_before_the_first_step_saves_nothing_and_exits_143(
+    start: Launch, view: Any, tmp_path: Path
+) -> None:
+    def when_joining() -> None:
+        while "joining" not in view.phases:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=when_joining).start()
+    assert start("stuck_joining", stop_grace_s=1000.0) is ExitCode.STOPPED
+    record = exit_record(tmp_path)
+    assert (record["code"], record["phase"], record["rank"]) == (143, "joining", None)
+
+
 def test_a_run_that_does_not_save_in_time_is_ended(
     start: Launch, view: Any, tmp_path: Path
 ) -> None:
@@ -189,6 +210,63 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path, view: Any) -> N
     with pytest.raises(RecipeError, match="already holds"):
         launch(job, ClusterConfig(), origins={}, recipe_text="", view=view)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_folder_with_a_driver_is_refused(start: Launch, tmp_path: Path) -> None:
+    with held(RunFolder(tmp_path / "run")), pytest.raises(RecipeError, match="another driver"):
+        start("steps")
+    assert start("no_such_work") is ExitCode.INFRASTRUCTURE
+    assert start("steps") is ExitCode.DONE, "released after a failure"
+
+
+def test_a_disk_that_refuses_ends_with_code_and_message(
+    start: Launch, view: Any, tmp_path: Path
+) -> None:
+    # A folder where a file belongs is refused for root too.
+    (tmp_path / "run/run.json").mkdir(parents=True)
+    (tmp_path / "run/events.jsonl").mkdir()
+    assert start("steps") is ExitCode.RESOURCES
+    assert "run.json" in view.failures[0]["cause"]
+    assert "run.dir" in view.failures[0]["cause"]
+    assert "events.jsonl" in view.warnings[0]
+    assert exit_record(tmp_path)["code"] == 3
+
+
+def test_an_ending_that_cannot_be_recorded_keeps_its_code(view: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (folder.exit / "x").mkdir(parents=True)
+    outcome = Outcome(kind="finished", step=1, checkpoint=None)
+    run = Run(job=JobConfig(), cluster=ClusterConfig(), origins={}, folder=folder, work="")
+    assert succeed(outcome, run, view, elapsed_s=1.0) is ExitCode.DONE
+    assert "exit.json" in view.warnings[0]
+    record = record_of_driver(RecipeError("why"), "checking", now_s=0.0)
+    assert fail(record, run, view) is ExitCode.RECIPE
+    assert view.failures[0]["cause"] == "why"
+    assert len(view.warnings) == 2
+
+
+def complete(folder: Path, step: int) -> Path:
+    path = folder / f"run/checkpoints/step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text("{}")
+    return path
+
+
+def test_a_run_with_all_steps_done_says_so_in_its_record(tmp_path: Path, view: Any) -> None:
+    complete(tmp_path, 5)
+    job = JobConfig(
+        run=RunConfig(name="run", dir=str(tmp_path), resume="auto"), train=TrainConfig(steps=5)
+    )
+    assert launch(job, ClusterConfig(), origins={}, recipe_text="", view=view) is ExitCode.DONE
+    record = exit_record(tmp_path)
+    assert (record["code"], record["cause"], record["step"]) == (0, "finished", 5)
+
+
+def test_a_return_to_an_older_step_trains(start: Launch, view: Any, tmp_path: Path) -> None:
+    older = complete(tmp_path, 3)
+    complete(tmp_path, 10**6)
+    assert start("steps", resume=str(older)) is ExitCode.DONE
+    assert len(view.steps) == 5
 
 
 def test_the_driver_imports_no_torch() -> None:

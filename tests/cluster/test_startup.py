@@ -58,3 +58,10 @@ def test_eta_is_the_median_of_recent_steps() -> None:
     assert [record["step"] for record in shown] == [1, 2, 3, 4, 5]
     assert shown[-1]["eta_s"] == 5 * 2.0
     assert progress.step == 5
+
+
+def test_a_rank_that_waits_for_a_slower_one_is_never_late() -> None:
+    assert overrun({0: ("joining", 600.0), 1: ("preparing", 600.0)}, DEADLINES, PLACES) is None
+    assert overrun({0: ("joining", 600.0), 1: ("joining", 4.0)}, DEADLINES, PLACES) is None
+    found = overrun({0: ("joining", 600.0), 1: ("joining", 6.0)}, DEADLINES, PLACES)
+    assert found is not None

@@ -1,31 +1,31 @@
 """A submission to a loopback cluster of two nodes, for machines without root."""
 
+import glob
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobStatus
 
 from cluster.config import ClusterConfig
 from cluster.network import free_port
 from cluster.ray_connect import reread_settings
-from cluster.submit import submit
+from cluster.submit import absolute_paths, exit_code_of, submit
 from recipes.load import load_recipe
+from trainer.config import DataConfig, JobConfig, RunConfig
 from trainer.errors import ExitCode, ResourceError
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(240),
-    # Ray's job client passes it to aiohttp.
-    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
-]
+# Ray's job client passes it to aiohttp.
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,8 @@ def dashboard() -> Iterator[str]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_submitted_recipe_trains_over_two_nodes(
     dashboard: str, tmp_path: Path, view: Any
 ) -> None:
@@ -95,3 +97,36 @@ def test_a_dashboard_that_is_not_there(tmp_path: Path, view: Any) -> None:
             view=view,
         )
     assert os.listdir(tmp_path) == []
+
+
+def test_paths_of_this_machine_are_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cwd, home = tmp_path / "here[1]", tmp_path / "home"
+    for folder in (cwd / "data", home):
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").touch()
+    monkeypatch.setenv("HOME", str(home))
+
+    def source(given: str) -> str | None:
+        job = JobConfig(data=DataConfig(source=given), run=RunConfig(dir="~/runs"))
+        overrides = absolute_paths(job, cwd)
+        assert overrides["run.dir"] == str(home / "runs")
+        return overrides.get("data.source")
+
+    pattern = source("data/*.jsonl")
+    assert pattern is not None
+    assert glob.glob(pattern) == [str(cwd / "data/a.jsonl")]
+    assert source("~/*.jsonl") == str(home / "*.jsonl")
+    assert source("~/a.jsonl") == str(home / "a.jsonl")
+    assert source("data") == str(cwd / "data")
+    assert source("elsewhere/*.jsonl") is None
+
+
+def test_a_job_that_never_started_points_to_the_environment() -> None:
+    failed: Any = SimpleNamespace(status=JobStatus.FAILED, driver_exit_code=1)
+    with pytest.raises(ResourceError, match="before `ray start`"):
+        exit_code_of(failed, None)
+    assert exit_code_of(failed, ExitCode.DATA) is ExitCode.DATA
+    failed.driver_exit_code = None
+    assert exit_code_of(failed, None) is ExitCode.INFRASTRUCTURE
