@@ -20,7 +20,10 @@ def free_port() -> int:
 
 
 def run_on_ranks(ranks: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`body(rank, *arguments)` of every rank, in processes that have joined a gloo group."""
+    """`body(rank, *arguments)` of every rank, in processes that have joined a gloo group.
+
+    None for a rank that ended itself, without an error, before it could answer.
+    """
     # One server imports torch, and every rank is forked from it: starting a rank takes no time.
     multiprocessing.set_forkserver_preload(["torch", "torch.distributed.tensor", "safetensors"])
     results = multiprocessing.get_context("forkserver").SimpleQueue()
@@ -38,7 +41,7 @@ def run_on_ranks(ranks: int, body: Callable[..., Any], *arguments: Any) -> list[
             found.update([results.get()])
     while not results.empty():
         found.update([results.get()])
-    return [pickle.loads(found[rank]) for rank in range(ranks)]
+    return [pickle.loads(found[rank]) if rank in found else None for rank in range(ranks)]
 
 
 def _enter(

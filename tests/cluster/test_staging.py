@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from ray.job_submission import JobInfo, JobStatus
 
 from cluster.exit_record import ExitRecord, write_exit
 from cluster.staging import RECIPE, list_sources, source_root, stage, summary
 from cluster.submit import absolute_paths, entrypoint, exit_code_of, written_code
 from trainer.config import DataConfig, JobConfig, RunConfig
-from trainer.errors import ExitCode
+from trainer.errors import ExitCode, ResourceError
 from trainer.run_folder import RunFolder
 
 
@@ -84,9 +85,15 @@ def test_exit_codes_of_jobs() -> None:
 
     assert exit_code_of(info(JobStatus.SUCCEEDED, 0), None) is ExitCode.DONE
     assert exit_code_of(info(JobStatus.FAILED, 4), None) is ExitCode.DATA
-    assert exit_code_of(info(JobStatus.FAILED, 1), None) is ExitCode.INFRASTRUCTURE
+    assert exit_code_of(info(JobStatus.FAILED, 99), None) is ExitCode.INFRASTRUCTURE
     assert exit_code_of(info(JobStatus.STOPPED), None) is ExitCode.STOPPED
     assert exit_code_of(info(JobStatus.FAILED, 1), ExitCode.NUMERIC) is ExitCode.NUMERIC
+
+
+def test_a_job_whose_python_lacks_braid_says_what_to_do() -> None:
+    info = JobInfo(status=JobStatus.FAILED, entrypoint="x", driver_exit_code=1)
+    with pytest.raises(ResourceError, match="activate the environment that has it before `ray"):
+        exit_code_of(info, None)
 
 
 def test_only_an_exit_record_of_this_start_counts(tmp_path: Path) -> None:
