@@ -1,6 +1,6 @@
 """Pure: step plans as JSON, so that rank 0 can hand its plan to the others.
 
-Guarantee, asserted in tests/trainer/planner/test_codec.py: decoding what was encoded gives an
+Guarantee, asserted in tests/trainer/planner/test_fixed.py: decoding what was encoded gives an
 equal plan.
 """
 

@@ -1,6 +1,6 @@
 """The hot choice of one step, and the terms of its time. Pure data.
 
-Guarantees, each asserted in tests/trainer/planner/test_plan.py:
+Guarantees, each asserted in tests/trainer/planner/test_fixed.py:
 - every sequence of the step is in exactly one group of one round;
 - in a round no rank is in two groups;
 - the same arguments give the same plan on every rank.
