@@ -86,9 +86,10 @@ class GradientBuckets:
                     bucket.work = None
 
     def squared_norm(self) -> Tensor:
-        """Sum of squares of all gradients, a 0-dim fp32 tensor on their device."""
+        """This rank's share of the sum of squares of all gradients, a 0-dim fp32 tensor on their
+        device: the ranks of the group hold the same gradients, and their shares add up."""
         norms = [torch.linalg.vector_norm(b.flat, dtype=torch.float32) for b in self._buckets]
-        return torch.stack(norms).square().sum()
+        return torch.stack(norms).square().sum() / self._ranks
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients in place."""

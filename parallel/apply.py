@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from comms.buckets import GradientBuckets
 from comms.ledger import Ledger
 from parallel.config import ParallelConfig
 from parallel.gradients import Gradients
+from parallel.mesh import Meshes
 from parallel.shard import ShardedGradients, fsdp_modules, shard_parameters
 
 
@@ -17,7 +17,8 @@ def parallelize(
     model: nn.Module,
     *,
     blocks: Sequence[nn.Module],
-    mesh: DeviceMesh,
+    experts: Sequence[nn.Module],
+    meshes: Meshes,
     config: ParallelConfig,
     param_dtype: torch.dtype,
     compile_blocks: bool,
@@ -31,11 +32,13 @@ def parallelize(
     if compile_blocks:
         for block in blocks:
             block.compile()  # before sharding, so that gathers stay outside the graph
-    if mesh["shard"].size() > 1 or param_dtype != torch.float32:
+    layout = meshes.layout
+    if layout.shard > 1 or layout.tp > 1 or param_dtype != torch.float32:
         shard_parameters(
             model,
             blocks=blocks,
-            mesh=mesh,
+            experts=experts,
+            meshes=meshes,
             param_dtype=param_dtype,
             reshard_after_forward=config.reshard_after_forward,
             ledger=ledger,
@@ -44,15 +47,15 @@ def parallelize(
 
 
 def gradients_of(
-    model: nn.Module, *, mesh: DeviceMesh, config: ParallelConfig, ledger: Ledger
+    model: nn.Module, *, meshes: Meshes, config: ParallelConfig, ledger: Ledger
 ) -> Gradients:
     """How gradients of a parallelized model are summed. Its parameters must have storage."""
+    layout = meshes.layout
     if fsdp_modules(model):
-        return ShardedGradients(model)
-    replicas = mesh["replica"].size()
+        return ShardedGradients(model, ranks=layout.world_size // layout.pp)
     return GradientBuckets(
         [p for p in model.parameters() if p.requires_grad],
-        group=mesh.get_group("replica") if replicas > 1 else None,
+        group=meshes.group("replica") if layout.replica > 1 else None,
         bucket_bytes=config.bucket_bytes,
         ledger=ledger,
     )

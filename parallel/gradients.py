@@ -15,8 +15,8 @@ class Gradients(Protocol):
         """Called after the last backward of a step; returns when all sums are there."""
 
     def squared_norm(self) -> Tensor:
-        """Sum of squares of this rank's gradients, 0-dim fp32 on their device. Replicas hold the
-        same gradients, ranks of one shard line different ones."""
+        """This rank's share of the squared global norm, 0-dim fp32 on the gradients' device: the
+        shares of all ranks of the run add up to it."""
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients in place. Called between `finish` and the optimizer."""

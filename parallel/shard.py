@@ -1,11 +1,11 @@
 """Parameters, gradients and optimizer states sharded with FSDP2, every byte counted."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
     DefaultAllGather,
@@ -15,55 +15,92 @@ from torch.distributed.tensor import DTensor, Shard
 
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes, gather_bytes
+from parallel.mesh import Meshes
 
 
 def shard_parameters(
     model: nn.Module,
     *,
     blocks: Sequence[nn.Module],
-    mesh: DeviceMesh,
+    experts: Sequence[nn.Module],
+    meshes: Meshes,
     param_dtype: torch.dtype,
     reshard_after_forward: bool,
     ledger: Ledger,
 ) -> None:
     """Shard each block, then what is left of the model, over `shard`, replicated over `replica`.
 
+    Parameters of `experts`, already cut over `ep`, are sharded over `expert_shard` alone.
     Parameters stay fp32 and are gathered as `param_dtype`; gradients are reduced in fp32 and
     summed, not averaged. All ranks call it, before parameters have storage or after.
     """
-    place = _placement(mesh["shard"].size())
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    dense, sparse = meshes.dense["replica", "shard"], meshes.experts["replica", "expert_shard"]
+    if meshes.layout.ep > 1:
+        for module in experts:
+            fully_shard(
+                module,
+                mesh=sparse,
+                mp_policy=policy,
+                reshard_after_forward=reshard_after_forward,
+                shard_placement_fn=_placement(sparse["expert_shard"].size()),
+            )
+            _count(module, "expert_shard", meshes, ledger)
     for block in blocks:
         fully_shard(
             block,
-            mesh=mesh,
+            mesh=dense,
             mp_policy=policy,
             reshard_after_forward=reshard_after_forward,
-            shard_placement_fn=place,
+            shard_placement_fn=_placement(meshes.layout.shard),
         )
+        _count(block, "shard", meshes, ledger)
     # The root's own parameters are needed again at once in backward.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    replicas = mesh["replica"].size()
-    for module in fsdp_modules(model):
-        module.set_force_sum_reduction_for_comms(True)
-        module.set_gradient_divide_factor(1.0)
-        module.set_custom_all_gather(_CountedAllGather(ledger))
-        module.set_custom_reduce_scatter(_CountedReduceScatter(ledger))
-        if replicas > 1:
-            module.set_all_reduce_hook(_AllReduceCounter(ledger, replicas))
+    fully_shard(
+        model,
+        mesh=dense,
+        mp_policy=policy,
+        reshard_after_forward=False,
+        shard_placement_fn=_placement(meshes.layout.shard),
+    )
+    _count(model, "shard", meshes, ledger)
+
+
+def _count(module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger) -> None:
+    """Sum gradients instead of averaging them, and count what is sent."""
+    assert isinstance(module, FSDPModule)
+    module.set_force_sum_reduction_for_comms(True)
+    module.set_gradient_divide_factor(1.0)
+    module.set_custom_all_gather(_CountedAllGather(ledger, axis))
+    module.set_custom_reduce_scatter(_CountedReduceScatter(ledger, axis))
+    if meshes.layout.replica > 1:
+        module.set_all_reduce_hook(_AllReduceCounter(ledger, meshes.layout.replica))
 
 
 def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
-    """Where to cut a parameter. Stacked experts are cut inside the experts where their number does
-    not divide evenly: few of them over many ranks would leave most ranks with nothing."""
+    """Where to cut a parameter: along the first dim, with two exceptions.
+
+    What `tp` or `ep` cut there already is cut along another dim, so that each rank's part stays one
+    box. Stacked experts are cut inside the experts where their number does not divide evenly: few
+    of them over many ranks would leave most ranks with nothing.
+    """
 
     def place(parameter: nn.Parameter) -> Shard | None:
-        if parameter.ndim != 3 or parameter.shape[0] % ranks == 0:
+        taken = _cut_dims(parameter)
+        uneven_experts = parameter.ndim == 3 and parameter.shape[0] % ranks != 0
+        if 0 not in taken and not uneven_experts:
             return None
-        even = [dim for dim in (1, 2) if parameter.shape[dim] % ranks == 0]
+        dims = [d for d in range(1, parameter.ndim) if d not in taken]
+        even = [dim for dim in dims if parameter.shape[dim] % ranks == 0]
         return Shard(even[0]) if even else None
 
     return place
+
+
+def _cut_dims(parameter: nn.Parameter) -> set[int]:
+    if not isinstance(parameter, DTensor):
+        return set()
+    return {p.dim for p in parameter.placements if isinstance(p, Shard)}
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
@@ -75,9 +112,11 @@ class ShardedGradients:
     """Gradients of an FSDP2 model: reduce-scattered every round, all-reduced over `replica` in
     the last one, so that no rank ever holds more than its shard between rounds."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, ranks: int) -> None:
+        """`ranks` hold this model together, in shards and copies."""
         self._parameters = list(model.parameters())
         self._modules = fsdp_modules(model)
+        self._ranks = ranks
 
     def start_round(self, *, last: bool) -> None:
         """Sum over `replica` only in the last round."""
@@ -89,9 +128,11 @@ class ShardedGradients:
         """FSDP2 has waited for its reductions at the end of backward."""
 
     def squared_norm(self) -> Tensor:
-        """Sum of squares of the local shards."""
-        norms = torch._foreach_norm(self._local())
-        return torch.stack(norms).float().square().sum()
+        """Sum of squares of the local shards, each divided by how many ranks hold the same."""
+        norms = torch.stack(torch._foreach_norm(self._local())).float()
+        shards = [_num_shards(p) for p in self._parameters if p.grad is not None]
+        weights = torch.tensor(shards, dtype=torch.float32) / self._ranks
+        return (norms.square() * weights.to(norms.device)).sum()
 
     def scale(self, factor: float) -> None:
         """Multiply the local shards in place."""
@@ -105,6 +146,14 @@ class ShardedGradients:
     def _local(self) -> list[Tensor]:
         grads = [p.grad for p in self._parameters if p.grad is not None]
         return [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+
+
+def _num_shards(parameter: nn.Parameter) -> int:
+    """Into how many different parts a parameter is cut."""
+    if not isinstance(parameter, DTensor):
+        return 1
+    sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
+    return prod(size for placement, size in sizes if not placement.is_replicate())
 
 
 class _TimedWork(dist.Work):
@@ -121,9 +170,10 @@ class _TimedWork(dist.Work):
 
 
 class _CountedAllGather(DefaultAllGather):
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, axis: str) -> None:
         super().__init__()
         self._ledger = ledger
+        self._axis = axis
 
     def __call__(
         self,
@@ -133,16 +183,17 @@ class _CountedAllGather(DefaultAllGather):
         async_op: bool = False,
     ) -> dist.Work | None:
         full_bytes = output_tensor.numel() * output_tensor.element_size()
-        self._ledger.sent("shard", "all_gather", gather_bytes(full_bytes, group.size()))
+        self._ledger.sent(self._axis, "all_gather", gather_bytes(full_bytes, group.size()))
         with self._ledger.waiting():
             work = super().__call__(output_tensor, input_tensor, group, async_op)
         return None if work is None else _TimedWork(work, self._ledger)
 
 
 class _CountedReduceScatter(DefaultReduceScatter):
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, axis: str) -> None:
         super().__init__()
         self._ledger = ledger
+        self._axis = axis
 
     def __call__(
         self,
@@ -153,7 +204,7 @@ class _CountedReduceScatter(DefaultReduceScatter):
         async_op: bool = False,
     ) -> dist.Work:
         full_bytes = input_tensor.numel() * input_tensor.element_size()
-        self._ledger.sent("shard", "reduce_scatter", gather_bytes(full_bytes, group.size()))
+        self._ledger.sent(self._axis, "reduce_scatter", gather_bytes(full_bytes, group.size()))
         with self._ledger.waiting():
             return super().__call__(output_tensor, input_tensor, group, op, async_op)
 

@@ -61,13 +61,14 @@ def assemble(
     architecture = resolve_architecture(config.model, tokenizer_vocab)
     layout = choose_layout(config, architecture, environment)
     dtype = compute_dtype(config.train, environment)
-    mesh = build_mesh(layout, environment.device_type)
+    meshes = build_mesh(layout, environment.device_type)
     with torch.device("meta"):
         model = Decoder(architecture)
     parallelize(
         model,
         blocks=list(model.layers),
-        mesh=mesh,
+        experts=model.experts,
+        meshes=meshes,
         config=config.parallel,
         param_dtype=dtype,
         compile_blocks=config.train.compile,
@@ -84,7 +85,7 @@ def assemble(
         dtype=dtype,
         compiled=config.train.compile,
         model=model,
-        gradients=gradients_of(model, mesh=mesh, config=config.parallel, ledger=ledger),
+        gradients=gradients_of(model, meshes=meshes, config=config.parallel, ledger=ledger),
         optimizer=build_adamw(model, config.optim),
         weights=weights,
     )

@@ -43,7 +43,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
             step=step,
             loss_sum=float(loss_sum),
             aux_sum=float(aux_sum),
-            squared_norm=float(job.assembly.gradients.squared_norm()) / job.assembly.layout.replica,
+            squared_norm=float(job.assembly.gradients.squared_norm()),
             stop=job.listeners.should_stop(),
             save=job.saver.due_by_time(),
             expert_load=expert_load,

@@ -26,8 +26,8 @@ def test_shard_varies_fastest():
 def test_ranks_and_axes_outside_the_layout_are_refused():
     with pytest.raises(ValueError, match=r"outside 0\.\.5"):
         Layout(replica=2, shard=3).coordinates(6)
-    with pytest.raises(ValueError, match="unknown axis 'tp'"):
-        Layout().line("tp", 0)
+    with pytest.raises(ValueError, match="unknown axis 'dp'"):
+        Layout().line("dp", 0)
 
 
 def _resolve(config, world_size, state_bytes=100):

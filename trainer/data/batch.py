@@ -1,7 +1,10 @@
 """What the model is given: packed sequences as flat tensors.
 
-Shapes: T tokens of one rank in one round, all its packed sequences one after the other, each
-padded at its end to the same length. A rank without sequences gets one sequence of padding.
+A stream is the packed sequences of one sequence group in one round, one after the other, with
+padding at the end of some. A group of one rank holds all of it; otherwise each rank holds some
+stretches. A rank without sequences gets a stream of padding.
+
+Shapes: T tokens of one rank in one round.
 """
 
 from dataclasses import dataclass, replace
@@ -27,10 +30,10 @@ class Batch:
     """int64: position inside the segment, from 0."""
 
     document_ends: tuple[int, ...]
-    """Ascending ends of the attention documents in T; the last is T. Padding is a document."""
+    """Ascending ends of the attention documents in the stream. Padding is a document."""
 
     sequence_ends: tuple[int, ...]
-    """Ascending ends of the packed sequences in T; the last is T."""
+    """Ascending ends of the packed sequences in the stream."""
 
     sequence_tokens: tuple[int, ...]
     """Real tokens of each packed sequence; its padding follows them."""
@@ -38,15 +41,30 @@ class Batch:
     sequence_targets: tuple[int, ...]
     """Labels of each packed sequence that are not IGNORED."""
 
+    stretches: tuple[tuple[int, int], ...] = ()
+    """Which stretches [start, stop) of the stream the tensors hold, ascending; empty: all of it."""
+
     @property
     def num_tokens(self) -> int:
-        """Input tokens without padding."""
+        """Input tokens of the stream without padding."""
         return sum(self.sequence_tokens)
 
     @property
     def num_targets(self) -> int:
-        """Labels that are not IGNORED."""
+        """Labels of the stream that are not IGNORED."""
         return sum(self.sequence_targets)
+
+    def share(self, stretches: tuple[tuple[int, int], ...]) -> "Batch":
+        """What the rank that holds these stretches of this whole stream is given."""
+        assert not self.stretches, "only a whole stream can be shared out"
+        kept = [slice(start, stop) for start, stop in stretches]
+        return replace(
+            self,
+            tokens_T=torch.cat([self.tokens_T[piece] for piece in kept]),
+            labels_T=torch.cat([self.labels_T[piece] for piece in kept]),
+            positions_T=torch.cat([self.positions_T[piece] for piece in kept]),
+            stretches=stretches,
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`; the copies do not block the host."""

@@ -90,18 +90,24 @@ class TokenStream:
             found += [group.sequence(place.row + i) for i in range(count)]
         return tuple(found)
 
-    def batch(self, sequences: Sequence[PackedSequence]) -> Batch:
-        """The tokens of some sequences, each padded to seq_len; of none, one of padding."""
-        count = max(len(sequences), 1)
-        total = count * self._seq_len
+    def batch(
+        self, sequences: Sequence[PackedSequence], *, padded: bool = True, multiple: int = 1
+    ) -> Batch:
+        """The tokens of some sequences, one after the other; of none, padding.
+
+        `padded`: each takes seq_len tokens. Otherwise each takes what it has, and the last one is
+        padded until `multiple` divides the total.
+        """
+        rows = self._row_lengths(sequences, padded, multiple)
+        total = sum(rows)
         tokens_T = np.full(total, self._corpus.eos_id, dtype=np.int64)
         labels_T = np.full(total, IGNORED, dtype=np.int64)
         positions_T = np.empty(total, dtype=np.int64)
-        ramp = np.arange(self._seq_len)
+        ramp = np.arange(max(rows))
         ends: list[int] = []
-        for number in range(count):
-            at = number * self._seq_len
-            stop = at + self._seq_len
+        at = 0
+        for number, row_tokens in enumerate(rows):
+            stop = at + row_tokens
             for segment in sequences[number].segments if sequences else ():
                 end = at + segment.length
                 self._fill(segment, tokens_T[at:end], labels_T[at:end])
@@ -111,15 +117,26 @@ class TokenStream:
             if at < stop:
                 positions_T[at:stop] = ramp[: stop - at]
                 ends.append(stop)
+            at = stop
         return Batch(
             tokens_T=torch.from_numpy(tokens_T),
             labels_T=torch.from_numpy(labels_T),
             positions_T=torch.from_numpy(positions_T),
             document_ends=tuple(ends),
-            sequence_ends=tuple(range(self._seq_len, total + 1, self._seq_len)),
+            sequence_ends=tuple(np.cumsum(rows).tolist()),
             sequence_tokens=tuple(s.num_tokens for s in sequences) or (0,),
             sequence_targets=tuple(s.num_targets for s in sequences) or (0,),
         )
+
+    def _row_lengths(
+        self, sequences: Sequence[PackedSequence], padded: bool, multiple: int
+    ) -> list[int]:
+        if padded:
+            rows = [self._seq_len] * max(len(sequences), 1)
+        else:
+            rows = [s.num_tokens for s in sequences] or [multiple]
+        rows[-1] += -sum(rows) % multiple
+        return rows
 
     def epoch(self, step: int) -> float:
         """Passes over the data before `step`; an estimate until all blocks are tokenised."""

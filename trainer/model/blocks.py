@@ -6,7 +6,7 @@ T tokens, D model width, H query heads, K key and value heads, d head width.
 import torch
 from torch import Tensor, nn
 
-from parallel.attention import AttentionFn, cached_attention
+from parallel.attention import cached_attention
 from trainer.model.cache import LayerCache
 from trainer.model.config import Architecture
 from trainer.model.moe import MoeFeedForward, MoeStats
@@ -25,13 +25,11 @@ class RmsNorm(nn.RMSNorm):
 class Attention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary positions."""
 
-    def __init__(self, architecture: Architecture, layer: int, attend: AttentionFn) -> None:
+    def __init__(self, architecture: Architecture, layer: int) -> None:
         super().__init__()
         a, head_dim = architecture, architecture.resolved_head_dim
         self.head_dim = head_dim
         self.window = a.sliding_window if layer >= a.sliding_window_from_layer else None
-        self.attend = attend
-        """What mixes the tokens; sequence parallelism puts its own here."""
         self.q_proj = nn.Linear(a.hidden_size, a.num_heads * head_dim, bias=a.qkv_bias)
         self.k_proj = nn.Linear(a.hidden_size, a.num_kv_heads * head_dim, bias=a.qkv_bias)
         self.v_proj = nn.Linear(a.hidden_size, a.num_kv_heads * head_dim, bias=a.qkv_bias)
@@ -66,7 +64,7 @@ class Attention(nn.Module):
         if cache is not None:
             k_TKd, v_TKd = cache.extend(k_TKd, v_TKd)
             return cached_attention(q_THd, k_TKd, v_TKd, window=self.window)
-        return self.attend(
+        return packing.attend(
             q_THd, k_TKd, v_TKd, document_ends=packing.document_ends, window=self.window
         )
 
@@ -77,11 +75,11 @@ class DecoderBlock(nn.Module):
     The unit of sharding, recomputation and compilation.
     """
 
-    def __init__(self, architecture: Architecture, layer: int, attend: AttentionFn) -> None:
+    def __init__(self, architecture: Architecture, layer: int) -> None:
         super().__init__()
         a = architecture
         self.input_layernorm = RmsNorm(a.hidden_size, a.rms_norm_eps)
-        self.self_attn = Attention(a, layer, attend)
+        self.self_attn = Attention(a, layer)
         self.post_attention_layernorm = RmsNorm(a.hidden_size, a.rms_norm_eps)
         self.mlp: MoeFeedForward | SwiGlu
         if a.moe is not None and a.is_moe_layer(layer):

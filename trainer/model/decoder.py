@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parallel.attention import AttentionFn, packed_attention
 from trainer.data.batch import Batch
 from trainer.model.blocks import DecoderBlock, RmsNorm
 from trainer.model.cache import KvCache
 from trainer.model.config import Architecture
+from trainer.model.experts import Experts
 from trainer.model.loss import token_loss_sum
 from trainer.model.moe import MoeFeedForward, MoeStats
-from trainer.model.packing import Packing, sequence_weights
+from trainer.model.packing import Packing, Sharing, sequence_weights
 from trainer.model.rope import Rotary, rotary
+
+ALONE = Sharing()
+"""One rank holds the whole stream."""
 
 
 class LossParts(NamedTuple):
@@ -47,7 +50,7 @@ class Decoder(nn.Module):
     directly; `logits` then needs `register_fsdp_forward_method(model, "logits")`.
     """
 
-    def __init__(self, architecture: Architecture, attend: AttentionFn = packed_attention) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = architecture
         self.architecture = architecture
@@ -56,7 +59,7 @@ class Decoder(nn.Module):
         self.loss_chunk_tokens = 1024
         """Tokens whose logits are in memory at a time."""
         self.embed_tokens = nn.Embedding(a.vocab_size, a.hidden_size)
-        self.layers = nn.ModuleList(DecoderBlock(a, i, attend) for i in range(a.num_layers))
+        self.layers = nn.ModuleList(DecoderBlock(a, i) for i in range(a.num_layers))
         self.norm = RmsNorm(a.hidden_size, a.rms_norm_eps)
         # Sharing one parameter between two modules does not survive `to_empty`; a tied model
         # therefore has no second module.
@@ -69,14 +72,23 @@ class Decoder(nn.Module):
         """The output projection, which is the embedding where they are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def forward(self, batch: Batch) -> LossParts:
-        """Losses of a batch, summed."""
+    @property
+    def experts(self) -> list[Experts]:
+        """The stacked experts of every mixture layer."""
+        return [b.mlp.experts for b in self.layers if isinstance(b.mlp, MoeFeedForward)]
+
+    def forward(self, batch: Batch, sharing: Sharing = ALONE) -> LossParts:
+        """Losses of a batch, summed over the tokens that this rank holds.
+
+        `sharing` says how a stream that several ranks hold is computed; they all call it.
+        """
         has_experts = self.architecture.moe is not None
         packing = Packing(
             document_ends=batch.document_ends,
-            sequences=sequence_weights(batch) if has_experts else None,
+            attend=sharing.attend,
+            sequences=sequence_weights(batch, sharing.sum_over_group) if has_experts else None,
         )
-        angles = rotary(self.architecture, batch.positions_T, batch.document_ends)
+        angles = rotary(self.architecture, batch.positions_T, batch.document_ends, batch.stretches)
         x_TD, stats = self.embed_tokens(batch.tokens_T), []
         for block in self.layers:
             x_TD, block_stats = self._run(block, x_TD, angles, packing)

@@ -33,13 +33,22 @@ class Rotary:
 
 
 def rotary(
-    architecture: Architecture, positions_T: Tensor, document_ends: tuple[int, ...]
+    architecture: Architecture,
+    positions_T: Tensor,
+    document_ends: tuple[int, ...],
+    stretches: tuple[tuple[int, int], ...] = (),
 ) -> Rotary:
-    """Angles for int64 positions that restart in every document."""
+    """Angles for int64 positions that restart in every document.
+
+    `stretches` [start, stop) say which part of the stream of documents the positions are; empty
+    is all of it.
+    """
     scaling = architecture.rope_scaling
     device = positions_T.device
     if scaling is not None and scaling.kind == "dynamic":
         frequencies = _dynamic(architecture, scaling, document_ends, device)
+        if stretches:
+            frequencies = torch.cat([frequencies[start:stop] for start, stop in stretches])
     else:
         frequencies = _frequencies(architecture, scaling, device)
     angles_Th = positions_T.unsqueeze(1).float() * frequencies

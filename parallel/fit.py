@@ -1,0 +1,118 @@
+"""Pure: whether a model can be cut as a layout says, told before anything starts.
+
+Guarantee, asserted in tests/parallel/test_fit.py: whatever is refused is refused with the key, its
+value, the rule, and the values that would do.
+"""
+
+from dataclasses import dataclass
+
+from parallel.config import ParallelConfig
+from parallel.layout import Layout, divisors
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What of a model can be cut."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    windowed: bool
+    """Whether some layers see a window of keys only."""
+
+    tied: bool
+    """Whether the output projection is the embedding."""
+
+    expert_counts: tuple[int, ...] = ()
+    """Routed experts of each mixture layer."""
+
+    expert_intermediate_size: int = 0
+    shared_intermediate_size: int = 0
+
+
+def check_fit(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
+    """Raise ValueError where the layout does not fit the model, or two axes exclude each other."""
+    _check_tensor(layout.tp, shape)
+    _check_experts(layout.ep, shape)
+    _check_pipeline(layout, config, shape)
+    _check_sequence(layout, config.sp, shape)
+    _check_together(layout)
+
+
+def _must_divide(axis: str, degree: int, number: int, what: str) -> None:
+    if number % degree:
+        raise ValueError(
+            f"parallel.{axis}={degree} does not divide {what}={number}; choose one of "
+            f"{divisors(number)}"
+        )
+
+
+def _check_tensor(tp: int, shape: ModelShape) -> None:
+    _must_divide("tp", tp, shape.num_heads, "model.num_heads")
+    _must_divide("tp", tp, shape.num_kv_heads, "model.num_kv_heads")
+    _must_divide("tp", tp, shape.vocab_size, "model.vocab_size")
+    _must_divide("tp", tp, shape.intermediate_size, "model.intermediate_size")
+    if shape.expert_counts:
+        _must_divide("tp", tp, shape.expert_intermediate_size, "model.moe.expert_intermediate_size")
+        _must_divide("tp", tp, shape.shared_intermediate_size, "model.moe.shared_intermediate_size")
+
+
+def _check_experts(ep: int, shape: ModelShape) -> None:
+    if ep == 1:
+        return
+    if not shape.expert_counts:
+        raise ValueError(
+            f"parallel.ep={ep}, but the model has no experts; set it to 1 or give model.moe"
+        )
+    for count in sorted(set(shape.expert_counts)):
+        _must_divide("ep", ep, count, "model.moe.num_experts")
+
+
+def _check_pipeline(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
+    if layout.pp == 1:
+        return
+    chunks = layout.pp * (1 if config.schedule == "1f1b" else config.stages_per_rank)
+    if chunks > shape.num_layers:
+        raise ValueError(
+            f"parallel.pp={layout.pp} with schedule {config.schedule} needs {chunks} stages, but "
+            f"model.num_layers={shape.num_layers}; choose pp of at most "
+            f"{max(1, shape.num_layers * layout.pp // chunks)}"
+        )
+    if shape.tied:
+        raise ValueError(
+            f"parallel.pp={layout.pp} puts the embedding and the output projection on different "
+            "ranks, but model.tie_embeddings makes them one; untie them or set pp to 1"
+        )
+
+
+def _check_sequence(layout: Layout, sp: int | str, shape: ModelShape) -> None:
+    if sp in (1, "auto"):
+        return
+    assert isinstance(sp, int)
+    _must_divide("sp", sp, layout.data_ranks, "parallel.replica × parallel.shard")
+    if sp & (sp - 1):
+        powers = [d for d in divisors(layout.data_ranks) if not d & (d - 1)]
+        raise ValueError(
+            f"parallel.sp={sp} is not a power of two, so its groups cannot be aligned to hosts; "
+            f"choose one of {powers}"
+        )
+    heads = shape.num_heads // layout.tp
+    if shape.windowed and heads % sp:
+        raise ValueError(
+            f"parallel.sp={sp} does not divide the {heads} query heads of a rank, which windowed "
+            f"layers need: only whole heads can be exchanged there; choose one of {divisors(heads)}"
+        )
+
+
+def _check_together(layout: Layout) -> None:
+    if not layout.hierarchical:
+        return
+    for axis, degree in (("ep", layout.ep), ("tp", layout.tp), ("pp", layout.pp)):
+        if degree > 1:
+            raise ValueError(
+                f"parallel.shard_weights and shard_gradients do not work with parallel.{axis}="
+                f"{degree}; set {axis} to 1, or leave both widths at auto and shard over "
+                f"{layout.shard} ranks (parallel.shard={layout.shard})"
+            )
