@@ -18,7 +18,7 @@ from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.resume import Resume, decide_resume
 from trainer.config import JobConfig
 from trainer.errors import BraidError, ExitCode, InfrastructureError, ResourceError
-from trainer.planner.batch import BatchArithmetic
+from trainer.planner.batch import batch_of
 from trainer.run_folder import RunFolder, append_event, write_atomically
 
 WORK = "cluster.training:train_rank"
@@ -55,7 +55,7 @@ def launch(
         if nothing_left(job, resume, folder):
             return already_done(run, resume.candidates[0], view)
         claim(folder, recipe_text)
-        view.note(arithmetic_of(job, cluster).explain())
+        view.note(batch_of(job, cluster.num_workers).explain())
         set_unless_set(RAY_DEFAULTS)
         if cluster.address == "local":
             set_unless_set(LOOPBACK_DEFAULTS)
@@ -112,16 +112,6 @@ def error_of_system(error: OSError, folder: RunFolder) -> BraidError:
     return ResourceError(
         f"cannot write {error.filename or folder.root}: {error.strerror or error}; free some disk "
         "space there, or set run.dir to a folder that can be written"
-    )
-
-
-def arithmetic_of(job: JobConfig, cluster: ClusterConfig) -> BatchArithmetic:
-    """How the recipe's batch is spread."""
-    return BatchArithmetic(
-        global_batch_tokens=job.train.global_batch_tokens,
-        seq_len=job.data.seq_len,
-        max_tokens_per_device=job.train.max_tokens_per_device,
-        world_size=cluster.num_workers,
     )
 
 

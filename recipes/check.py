@@ -6,14 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.layout import Layout, resolve_layout
+from parallel.layout import Layout
 from recipes.load import LoadedRecipe
 from recipes.wording import GIB, count, gib
 from trainer.errors import RecipeError
 from trainer.model.config import Architecture
 from trainer.model.resolve import resolve_architecture
 from trainer.model.size import active_parameter_count, parameter_count
-from trainer.planner.batch import BatchArithmetic
+from trainer.planner.batch import BatchArithmetic, batch_of
+from trainer.spread import choose_layout
 
 WEIGHT_BYTES = 4
 GRADIENT_BYTES = 4
@@ -43,7 +44,7 @@ class CheckReport:
     @property
     def state_bytes(self) -> dict[str, int]:
         """Bytes per rank that stay for the whole run. Activations come on top."""
-        held = -(-self.parameters // self.layout.shard)
+        held = -(-self.parameters // (self.layout.shard * self.layout.tp * self.layout.pp))
         return {
             "weights": held * WEIGHT_BYTES,
             "gradients": held * GRADIENT_BYTES,
@@ -92,7 +93,7 @@ class CheckReport:
         return [
             ("batch", self.batch.explain()),
             ("parameters", f"{count(self.parameters)} ({self.parameters:,}){active}"),
-            ("layout", f"replica {self.layout.replica} × shard {self.layout.shard}"),
+            ("layout", self.layout.describe()),
             ("memory per rank", f"{gib(sum(state.values()))} = {parts}; {verdict}"),
             ("device memory", f"{gib(self.device_bytes)}, {self.device_note}"),
             ("data", self.data),
@@ -119,15 +120,10 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
     return CheckReport(
         name=recipe.run.name,
         architecture=architecture,
-        batch=BatchArithmetic(
-            global_batch_tokens=recipe.train.global_batch_tokens,
-            seq_len=recipe.data.seq_len,
-            max_tokens_per_device=recipe.train.max_tokens_per_device,
-            world_size=ranks,
-        ),
+        batch=batch_of(recipe, ranks),
         parameters=parameters,
         active_parameters=active_parameter_count(architecture),
-        layout=_layout(loaded, state_bytes=state_bytes, device_bytes=device_bytes),
+        layout=_layout(loaded, architecture, state_bytes=state_bytes, device_bytes=device_bytes),
         device_bytes=device_bytes,
         device_note=device_note,
         data=_data(recipe.data.source),
@@ -169,16 +165,20 @@ def dry_build(architecture: Architecture) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _layout(loaded: LoadedRecipe, *, state_bytes: int, device_bytes: int) -> Layout:
-    parallel, origins = loaded.recipe.parallel, loaded.origins
+def _layout(
+    loaded: LoadedRecipe, architecture: Architecture, *, state_bytes: int, device_bytes: int
+) -> Layout:
+    recipe, origins = loaded.recipe, loaded.origins
     try:
-        return resolve_layout(
-            parallel,
-            world_size=loaded.recipe.cluster.num_workers,
+        return choose_layout(
+            recipe,
+            architecture,
+            world_size=recipe.cluster.num_workers,
             state_bytes=state_bytes,
             device_bytes=device_bytes,
+            ranks_per_host=recipe.cluster.num_workers,
         )
-    except ValueError as error:
+    except RecipeError as error:
         places = ", ".join(
             f"{key} at {origins[key]}"
             for key in ("parallel.replica", "parallel.shard", "cluster.num_workers")

@@ -11,11 +11,10 @@ from comms.groups import device_of
 from comms.ledger import Ledger
 from parallel.apply import gradients_of, parallelize
 from parallel.gradients import Gradients
-from parallel.layout import Layout, resolve_layout
+from parallel.layout import Layout
 from parallel.mesh import build_mesh
 from parallel.shard import fsdp_modules
 from trainer.config import JobConfig, TrainConfig
-from trainer.errors import RecipeError
 from trainer.measure import measure_hardware
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
@@ -28,6 +27,7 @@ from trainer.optim import build_adamw
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import ModelCost
 from trainer.planner.fixed import FixedPlanner
+from trainer.spread import choose_layout
 
 STATE_BYTES_PER_PARAMETER = 16
 """fp32 master weight, gradient and two moments."""
@@ -59,7 +59,7 @@ def assemble(
     from the same ones.
     """
     architecture = resolve_architecture(config.model, tokenizer_vocab)
-    layout = choose_layout(config, architecture, environment)
+    layout = agree_on_layout(config, architecture, environment)
     dtype = compute_dtype(config.train, environment)
     meshes = build_mesh(layout, environment.device_type)
     with torch.device("meta"):
@@ -91,26 +91,24 @@ def assemble(
     )
 
 
-def choose_layout(
+def agree_on_layout(
     config: JobConfig, architecture: Architecture, environment: RankEnvironment
 ) -> Layout:
     """Resolve the axis sizes. All ranks call it. Raises RecipeError where they do not fit."""
-    state_bytes = STATE_BYTES_PER_PARAMETER * parameter_count(architecture)
     capacity_bytes = device_capacity_bytes(
         device_of(environment), ranks_on_host=environment.local_world_size
     )
     # Hosts may differ, and every rank must come to the same answer.
-    smallest = torch.tensor(capacity_bytes, dtype=torch.int64)
+    smallest = torch.tensor([capacity_bytes, environment.local_world_size], dtype=torch.int64)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
-    try:
-        return resolve_layout(
-            config.parallel,
-            world_size=environment.world_size,
-            state_bytes=state_bytes,
-            device_bytes=int(smallest),
-        )
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    return choose_layout(
+        config,
+        architecture,
+        world_size=environment.world_size,
+        state_bytes=STATE_BYTES_PER_PARAMETER * parameter_count(architecture),
+        device_bytes=int(smallest[0]),
+        ranks_per_host=int(smallest[1]),
+    )
 
 
 def compute_dtype(train: TrainConfig, environment: RankEnvironment) -> torch.dtype:

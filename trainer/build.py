@@ -21,7 +21,7 @@ from trainer.feed import StepFeed
 from trainer.job import Job, Listeners, Rules
 from trainer.model.size import flops_per_token
 from trainer.optim import updates_done
-from trainer.planner.batch import BatchArithmetic
+from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.fixed import FixedPlanner
 from trainer.probe import probe_loss
 from trainer.progress import Progress
@@ -47,7 +47,7 @@ def build(
     folder = RunFolder.of(config.run)
     ledger = Ledger()
     assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
-    arithmetic = batch_arithmetic(config, environment.world_size)
+    arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
     checkpoint_group = side_group()
@@ -97,16 +97,6 @@ def require_same_data_everywhere(corpus: Corpus, environment: RankEnvironment) -
             "give all hosts the same files and tokenizer, and for data.source=python_stdlib the "
             "same Python release"
         )
-
-
-def batch_arithmetic(config: JobConfig, world_size: int) -> BatchArithmetic:
-    """The recipe's batch, for this many ranks."""
-    return BatchArithmetic(
-        global_batch_tokens=config.train.global_batch_tokens,
-        seq_len=config.data.seq_len,
-        max_tokens_per_device=config.train.max_tokens_per_device,
-        world_size=world_size,
-    )
 
 
 def data_cursor(config: JobConfig, corpus: Corpus, arithmetic: BatchArithmetic) -> dict[str, Any]:

@@ -81,9 +81,10 @@ class DataConfig:
     seq_len: int = 512
     """Tokens of one packed sequence."""
 
-    packing: Literal["auto", "split", "whole"] = "auto"
+    packing: Literal["auto", "split", "whole", "single"] = "auto"
     """`split` cuts documents at sequence ends and wastes nothing; `whole` keeps each document in
-    one sequence. `auto`: whole for chat, split otherwise."""
+    one sequence; `single` makes each document a sequence of its own length, cut only where it is
+    longer than seq_len. `auto`: whole for chat, split otherwise."""
 
     on_bad: Literal["error", "skip"] = "error"
     """A line that does not parse, a binary file, a document over the limit: stop, or skip and
@@ -128,6 +129,10 @@ class TrainConfig:
     global_batch_tokens: int = 8192
     """Tokens per optimizer step over all ranks; a multiple of data.seq_len."""
 
+    global_batch_sequences: int = 0
+    """Sequences per optimizer step whatever their lengths, in place of global_batch_tokens; 0 goes
+    by tokens."""
+
     max_tokens_per_device: int = 2048
     """Tokens one rank may hold in a forward and backward; rounds are derived from it."""
 
@@ -151,6 +156,11 @@ class TrainConfig:
             global_batch_tokens=self.global_batch_tokens,
             max_tokens_per_device=self.max_tokens_per_device,
         )
+        if self.global_batch_sequences < 0:
+            raise ValueError(
+                "train.global_batch_sequences must not be negative, got "
+                f"{self.global_batch_sequences}; 0 goes by global_batch_tokens"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,17 +262,21 @@ class JobConfig:
 
     def _batch_rule(self) -> None:
         seq_len, batch = self.data.seq_len, self.train.global_batch_tokens
-        if batch % seq_len:
+        if not self.train.global_batch_sequences and batch % seq_len:
             low = max(batch // seq_len, 1) * seq_len
             raise ValueError(
                 f"train.global_batch_tokens={batch} is not a multiple of data.seq_len={seq_len}; "
                 f"choose {low} or {low + seq_len}"
             )
-        if self.train.max_tokens_per_device < seq_len:
+        # How many ranks `auto` may group is known only when they have met.
+        together = self.parallel.sp
+        if together != "auto" and self.train.max_tokens_per_device * together < seq_len:
+            per_rank = -(-seq_len // together)
+            longer = "" if together == 1 else f" over the {together} ranks of parallel.sp"
             raise ValueError(
                 f"train.max_tokens_per_device={self.train.max_tokens_per_device} is less than one "
-                f"sequence of data.seq_len={seq_len}; raise it to at least {seq_len} or shorten "
-                "the sequence"
+                f"sequence of data.seq_len={seq_len}{longer}; raise it to at least {per_rank}, "
+                "shorten the sequence, or let more ranks hold one (parallel.sp)"
             )
 
     def _context_rule(self) -> None:

@@ -5,7 +5,7 @@ asserted in tests/trainer/data/test_packing.py:
 - every pair of every packed document is in exactly one row, exactly once;
 - no row holds more than `seq_len` pairs, and none is empty;
 - `split` fills every row but the last; `whole` never cuts a document, and leaves out exactly those
-  that are longer than a row;
+  that are longer than a row; `single` puts no two documents in one row, and cuts none that fits;
 - the number of rows does not depend on the order of the documents;
 - the same arguments give the same rows on every machine.
 
@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Packing = Literal["split", "whole"]
+Packing = Literal["split", "whole", "single"]
 Ints = NDArray[np.int64]
 
 
@@ -46,7 +46,7 @@ class Rows:
 
 def too_long(lengths_D: Ints, seq_len: int, packing: Packing) -> Ints:
     """Documents that no row can take."""
-    if packing == "split":
+    if packing != "whole":
         return np.zeros(0, dtype=np.int64)
     return np.flatnonzero(lengths_D > seq_len)
 
@@ -55,6 +55,8 @@ def count_rows(lengths_D: Ints, seq_len: int, packing: Packing) -> int:
     """Number of rows that `pack` makes of these documents in any order."""
     if packing == "split":
         return -(-int(lengths_D.sum()) // seq_len)
+    if packing == "single":
+        return int((-(-lengths_D // seq_len)).sum())
     rows_D = best_fit_decreasing(lengths_D, seq_len)
     return int(rows_D.max(initial=-1)) + 1
 
@@ -62,11 +64,14 @@ def count_rows(lengths_D: Ints, seq_len: int, packing: Packing) -> int:
 def pack(lengths_D: Ints, seq_len: int, packing: Packing, *, document_order: Ints) -> Rows:
     """Rows of one block.
 
-    `document_order` is a permutation of the documents. `split` lays them end to end in that order;
-    under `whole` it decides nothing, since lengths alone say which documents share a row.
+    `document_order` is a permutation of the documents. `split` lays them end to end in that order,
+    `single` one after the other; under `whole` it decides nothing, since lengths alone say which
+    documents share a row.
     """
     if packing == "split":
         return _split(lengths_D, seq_len, document_order)
+    if packing == "single":
+        return _single(lengths_D, seq_len, document_order)
     return _whole(lengths_D, seq_len)
 
 
@@ -125,4 +130,17 @@ def _whole(lengths_D: Ints, seq_len: int) -> Rows:
         document=packed,
         start=np.zeros(len(packed), dtype=np.int64),
         length=lengths_D[packed],
+    )
+
+
+def _single(lengths_D: Ints, seq_len: int, order: Ints) -> Rows:
+    rows_D = -(-lengths_D[order] // seq_len)
+    document = np.repeat(order, rows_D)
+    first_row_D = np.cumsum(rows_D) - rows_D
+    start = (np.arange(len(document)) - np.repeat(first_row_D, rows_D)) * seq_len
+    return Rows(
+        ends=np.arange(1, len(document) + 1),
+        document=document,
+        start=start,
+        length=np.minimum(lengths_D[document] - start, seq_len),
     )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from trainer.config import JobConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchArithmetic:
@@ -10,40 +12,79 @@ class BatchArithmetic:
     global_batch_tokens: int
     seq_len: int
     max_tokens_per_device: int
-    world_size: int
+    data_ranks: int
+    """Ranks that see different tokens."""
+
+    global_batch_sequences: int = 0
+    """Packed sequences of one step, whatever their lengths; 0 derives them from the tokens."""
+
+    group_size: int = 1
+    """Ranks that hold one sequence together; 0 where the planner chooses for every round."""
 
     @property
     def sequences_per_step(self) -> int:
         """Packed sequences of one optimizer step, over all ranks."""
-        return self.global_batch_tokens // self.seq_len
+        return self.global_batch_sequences or self.global_batch_tokens // self.seq_len
 
     @property
     def sequences_per_device(self) -> int:
-        """Most sequences one rank holds in a round."""
-        return self.max_tokens_per_device // self.seq_len
+        """Most sequences of full length that one sequence group holds in a round."""
+        return self.max_tokens_per_device * max(self.group_size, 1) // self.seq_len
+
+    @property
+    def groups(self) -> int:
+        """Sequence groups of one round."""
+        return self.data_ranks // max(self.group_size, 1)
 
     @property
     def rounds(self) -> int:
-        """Forward and backward passes per optimizer step (gradient accumulation)."""
-        most_per_rank = -(-self.sequences_per_step // self.world_size)
-        return -(-most_per_rank // self.sequences_per_device)
+        """Forward and backward passes per optimizer step (gradient accumulation), where groups
+        are all alike."""
+        most_per_group = -(-self.sequences_per_step // self.groups)
+        return -(-most_per_group // self.sequences_per_device)
 
     @property
     def idle_slots(self) -> int:
-        """Rank-rounds of one step in which a rank has no sequence."""
-        even, extra = divmod(self.sequences_per_step, self.world_size)
+        """Group-rounds of one step in which a group has no sequence."""
+        even, extra = divmod(self.sequences_per_step, self.groups)
         busy = 0
-        for rank in range(self.world_size):
-            busy += -(-(even + (rank < extra)) // self.sequences_per_device)
-        return self.rounds * self.world_size - busy
+        for group in range(self.groups):
+            busy += -(-(even + (group < extra)) // self.sequences_per_device)
+        return self.rounds * self.groups - busy
 
     def explain(self) -> str:
         """The derivation, in one line for people."""
+        if self.global_batch_sequences:
+            batch = f"{self.sequences_per_step} sequences of up to {self.seq_len} tokens per step"
+        else:
+            batch = (
+                f"{self.global_batch_tokens:,} tokens per step = {self.sequences_per_step} "
+                f"sequences × {self.seq_len}"
+            )
+        if self.group_size == 0:
+            return (
+                f"{batch}; {self.data_ranks} ranks × up to {self.max_tokens_per_device} tokens, in "
+                "groups chosen for every round"
+            )
+        who = "ranks" if self.group_size == 1 else f"groups of {self.group_size} ranks"
         line = (
-            f"{self.global_batch_tokens:,} tokens per step = {self.sequences_per_step} sequences × "
-            f"{self.seq_len}; {self.world_size} ranks × up to {self.sequences_per_device} sequences"
+            f"{batch}; {self.groups} {who} × up to {self.sequences_per_device} sequences"
             f" → {self.rounds} round{'s' if self.rounds != 1 else ''}"
         )
         if self.idle_slots:
-            line += f", {self.idle_slots} idle rank-rounds"
+            line += f", {self.idle_slots} idle {'rank' if self.group_size == 1 else 'group'}-rounds"
         return line
+
+
+def batch_of(job: JobConfig, num_ranks: int) -> BatchArithmetic:
+    """The recipe's batch on this many ranks."""
+    parallel = job.parallel
+    pp, tp = (1 if degree == "auto" else degree for degree in (parallel.pp, parallel.tp))
+    return BatchArithmetic(
+        global_batch_tokens=job.train.global_batch_tokens,
+        global_batch_sequences=job.train.global_batch_sequences,
+        seq_len=job.data.seq_len,
+        max_tokens_per_device=job.train.max_tokens_per_device,
+        data_ranks=num_ranks // (pp * tp),
+        group_size=0 if parallel.sp == "auto" else parallel.sp,
+    )

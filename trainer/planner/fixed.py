@@ -44,7 +44,7 @@ class FixedPlanner:
         rounds = assign(lengths_tokens, self._arithmetic)
         rank_tokens = max(
             sum(lengths_tokens[i] for r in rounds for i in r.sequences_of(rank))
-            for rank in range(self._layout.world_size)
+            for rank in range(self._layout.data_ranks)
         )
         self._rank_tokens[step] = rank_tokens
         return StepPlan(
@@ -86,7 +86,7 @@ class FixedPlanner:
 
 def assign(lengths_tokens: Sequence[int], arithmetic: BatchArithmetic) -> tuple[Round, ...]:
     """Deal the sequences out: rank r takes r, r + world, r + 2 world, …, a round at a time."""
-    world, per_device = arithmetic.world_size, arithmetic.sequences_per_device
+    world, per_device = arithmetic.data_ranks, arithmetic.sequences_per_device
     hands = [tuple(range(rank, len(lengths_tokens), world)) for rank in range(world)]
     rounds = []
     for start in range(0, max(len(hand) for hand in hands), per_device):

@@ -34,7 +34,7 @@ def _arithmetic(world_size: int, sequences: int, per_device: int = 2) -> BatchAr
         global_batch_tokens=8 * sequences,
         seq_len=8,
         max_tokens_per_device=8 * per_device,
-        world_size=world_size,
+        data_ranks=world_size,
     )
 
 

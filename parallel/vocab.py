@@ -1,0 +1,153 @@
+"""Cross entropy and logits where every rank holds a part of the vocabulary.
+
+T tokens, C tokens of one chunk, D model width, V vocabulary, v = V / ranks of it on this rank,
+N ranks.
+
+Guarantees, each asserted in tests/parallel/test_vocab.py:
+- the loss is bitwise the same on all ranks, and so is the gradient of the hidden states;
+- nobody ever holds more than C v logits, and two exchanges per chunk are all there are: 8 bytes per
+  token to know the normaliser, and the gradient of the hidden states, hidden behind the next
+  chunk;
+- no label left gives exactly 0 with zero gradients.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from parallel.tensor.axis import TensorAxis
+
+IGNORED_LABEL = -100
+"""Label of a token without a target, as in PyTorch."""
+
+
+@torch.compiler.disable
+def vocabulary_parallel_loss_sum(
+    hidden_TD: Tensor, weight_vD: Tensor, labels_T: Tensor, chunk_tokens: int, axis: TensorAxis
+) -> Tensor:
+    """Sum of -log softmax(hidden @ weight^T)[label] over labels that are not IGNORED_LABEL.
+
+    `weight_vD` is this rank's rows of the whole weight; hidden states and labels are the same on
+    all ranks of the axis, which all call it. An fp32 scalar; softmax is in fp32 whatever the
+    inputs' dtype. Gradients are computed in the forward, as in the one-rank loss.
+
+        loss = vocabulary_parallel_loss_sum(hidden, my_rows, labels, 1024, axis)
+    """
+    wanted = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_vD.requires_grad)
+    weight_vD = weight_vD.to(hidden_TD.dtype)
+    if not wanted:
+        return _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis).loss()
+    return _SplitCrossEntropy.apply(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+
+
+@torch.compiler.disable
+def vocabulary_parallel_logits(hidden_TD: Tensor, weight_vD: Tensor, axis: TensorAxis) -> Tensor:
+    """[T, V], the same on all ranks of the axis, which all call it."""
+    part_Tv = F.linear(axis.begin_region(hidden_TD), weight_vD.to(hidden_TD.dtype))
+    return axis.gather_last(part_Tv)
+
+
+class _SplitCrossEntropy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_vD: Tensor,
+        labels_T: Tensor,
+        chunk_tokens: int,
+        axis: TensorAxis,
+    ) -> Tensor:
+        chunks = _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+        loss, grad_hidden_TD, grad_weight_vD = chunks.loss_and_gradients()
+        ctx.save_for_backward(grad_hidden_TD, grad_weight_vD)
+        ctx.weight_dtype = weight_vD.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden_TD, grad_weight_vD = ctx.saved_tensors
+        # Scaled in fp32: in bf16 the divisor itself would be off by up to 0.4 %.
+        scaled_TD = (grad_hidden_TD.float() * grad).to(grad_hidden_TD.dtype)
+        return scaled_TD, (grad_weight_vD * grad).to(ctx.weight_dtype), None, None, None
+
+
+class _Chunks:
+    """One evaluation of the loss, chunk by chunk."""
+
+    def __init__(
+        self,
+        hidden_TD: Tensor,
+        weight_vD: Tensor,
+        labels_T: Tensor,
+        chunk_tokens: int,
+        axis: TensorAxis,
+    ) -> None:
+        self.hidden_TD = hidden_TD
+        self.weight_vD = weight_vD
+        self.labels_T = labels_T
+        self.axis = axis
+        starts = range(0, hidden_TD.shape[0], chunk_tokens)
+        self.rows = [slice(start, start + chunk_tokens) for start in starts]
+
+    def loss(self) -> Tensor:
+        """The loss alone."""
+        total = self.hidden_TD.new_zeros((), dtype=torch.float32)
+        for rows in self.rows:
+            total += _Chunk(self, rows).loss
+        return total
+
+    def loss_and_gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the gradient of the hidden states summed over ranks, and that of this rank's
+        weight, in fp32: bf16 would lose what later chunks add."""
+        total = self.hidden_TD.new_zeros((), dtype=torch.float32)
+        grad_hidden_TD = torch.empty_like(self.hidden_TD, memory_format=torch.contiguous_format)
+        grad_weight_vD = torch.zeros_like(self.weight_vD, dtype=torch.float32)
+        works: list[dist.Work] = []
+        for rows in self.rows:
+            chunk = _Chunk(self, rows)
+            total += chunk.loss
+            grad_Cv = chunk.logits_gradient().to(self.hidden_TD.dtype)
+            torch.mm(grad_Cv, self.weight_vD, out=grad_hidden_TD[rows])
+            works.append(self.axis.start_all_reduce(grad_hidden_TD[rows]))
+            _add_product(grad_weight_vD, grad_Cv.t(), self.hidden_TD[rows])
+        self.axis.finish(works)
+        return total, grad_hidden_TD, grad_weight_vD
+
+
+class _Chunk:
+    """Logits of a few tokens over this rank's vocabulary, with the normaliser over all of it."""
+
+    def __init__(self, chunks: _Chunks, rows: slice) -> None:
+        size, axis = chunks.weight_vD.shape[0], chunks.axis
+        labels_C = chunks.labels_T[rows]
+        own_C = labels_C - axis.rank * size
+        self._kept_C = labels_C != IGNORED_LABEL
+        self._held_C1 = (self._kept_C & (own_C >= 0) & (own_C < size)).unsqueeze(1)
+        self._target_C1 = own_C.clamp(0, size - 1).unsqueeze(1)
+        self._logits_Cv = (chunks.hidden_TD[rows] @ chunks.weight_vD.t()).float()
+        target_C1 = self._logits_Cv.gather(1, self._target_C1).masked_fill(~self._held_C1, 0.0)
+        # One exchange instead of a maximum and then sums: the logarithm of a part's sum is as
+        # safe from overflow as the maximum is.
+        part_2C = torch.stack((self._logits_Cv.logsumexp(dim=-1), target_C1.squeeze(1)))
+        parts_N2C = axis.all_gather(part_2C)
+        self._normaliser_C = parts_N2C[:, 0].logsumexp(dim=0)
+        self.loss = ((self._normaliser_C - parts_N2C[:, 1].sum(dim=0)) * self._kept_C).sum()
+
+    def logits_gradient(self) -> Tensor:
+        """softmax minus the target, zero where there is none; takes the place of the logits."""
+        grad_Cv = self._logits_Cv.sub_(self._normaliser_C.unsqueeze(1)).exp_()
+        grad_Cv.scatter_add_(1, self._target_C1, -self._held_C1.to(grad_Cv.dtype))
+        return grad_Cv.mul_(self._kept_C.unsqueeze(1))
+
+
+def _add_product(total_vD: Tensor, left_vC: Tensor, right_CD: Tensor) -> None:
+    if left_vC.dtype == total_vD.dtype:
+        total_vD.addmm_(left_vC, right_CD)
+    else:
+        total_vD.add_(left_vC @ right_CD)
