@@ -30,7 +30,7 @@ class DcpSaver:
     """The same tensors through torch's own asynchronous save."""
 
     def __init__(self, job: Job, folder: str) -> None:
-        self._tensors = tensors_of(job.assembly.model, job.assembly.optimizer)
+        self._tensors = tensors_of(job.assembly.weights, job.assembly.optimizer)
         self._path = Path(folder) / "dcp"
         self._group = side_group()
         self._pending: Future[Any] | None = None

@@ -11,6 +11,7 @@ Guarantees, each asserted in tests/comms/test_buckets.py:
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,21 @@ from torch import Tensor, nn
 
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes
+
+
+class Pending(Protocol):
+    """A sum under way."""
+
+    def wait(self) -> object:
+        """Return once the sum is in place."""
+
+
+class BucketExchange(Protocol):
+    """Something that sums flat gradients over ranks and counts its own bytes, such as
+    `comms.compression.exchange.Exchange`."""
+
+    def start(self, key: str, flat: Tensor, shapes: Sequence[Sequence[int]]) -> Pending:
+        """Begin to sum `flat` in place; `shapes` are those of the tensors in it, in order."""
 
 
 class _Bucket:
@@ -30,7 +46,7 @@ class _Bucket:
         )
         self.parameters = parameters
         self.missing = len(parameters)
-        self.work: dist.Work | None = None
+        self.work: Pending | None = None
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
@@ -39,7 +55,8 @@ class _Bucket:
 
 
 class GradientBuckets:
-    """Gradients of replicated parameters, summed over `group` (alone: kept as they are).
+    """Gradients of replicated parameters, summed over `group` (alone: kept as they are), by
+    `exchange` where one is given.
 
     All ranks of the group call `start_round`, run backward, and after the last round `finish`.
     """
@@ -52,8 +69,10 @@ class GradientBuckets:
         bucket_bytes: int,
         ledger: Ledger,
         axis: str = "replica",
+        exchange: BucketExchange | None = None,
     ) -> None:
         self._group = group
+        self._exchange = exchange
         self._ranks = 1 if group is None else group.size()
         self._ledger = ledger
         self._axis = axis
@@ -112,6 +131,10 @@ class GradientBuckets:
 
     def _send(self, bucket: _Bucket) -> None:
         if self._ranks == 1:
+            return
+        if self._exchange is not None:
+            shapes = [parameter.shape for parameter in bucket.parameters]
+            bucket.work = self._exchange.start(f"bucket{self._next}", bucket.flat, shapes)
             return
         payload_bytes = bucket.flat.numel() * bucket.flat.element_size()
         self._ledger.sent(self._axis, "all_reduce", all_reduce_bytes(payload_bytes, self._ranks))

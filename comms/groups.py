@@ -1,6 +1,7 @@
 """Create and destroy process groups; the only caller of `init_process_group` and `new_group`."""
 
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -52,6 +53,13 @@ def side_group() -> dist.ProcessGroup:
     Collectives of two threads must not share a group: their order would differ between ranks.
     """
     return dist.new_group(backend="gloo")
+
+
+def twin_group(lines: Sequence[tuple[int, ...]]) -> dist.ProcessGroup:
+    """A second communicator over this rank's line. All ranks of the world call it with the same
+    lines, each rank in one of them."""
+    made = [(line, dist.new_group(line)) for line in lines]
+    return next(group for line, group in made if dist.get_rank() in line)
 
 
 def broadcast_bytes(payload: bytes, *, group: dist.ProcessGroup) -> bytes:

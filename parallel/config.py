@@ -57,7 +57,7 @@ class ParallelConfig:
     """Order of the rounds' forwards and backwards in a pipeline."""
 
     stages_per_rank: int = 2
-    """Pipeline stages on each rank under `interleaved` and `zero_bubble`."""
+    """Pipeline stages on each rank under `interleaved`; `zero_bubble` has two, `1f1b` one."""
 
     two_stage_experts: bool = True
     """Whether expert groups over several hosts exchange tokens inside hosts first and then between

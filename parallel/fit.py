@@ -16,9 +16,6 @@ class ModelShape:
 
     num_layers: int
     num_heads: int
-    num_kv_heads: int
-    intermediate_size: int
-    vocab_size: int
     windowed: bool
     """Whether some layers see a window of keys only."""
 
@@ -28,13 +25,9 @@ class ModelShape:
     expert_counts: tuple[int, ...] = ()
     """Routed experts of each mixture layer."""
 
-    expert_intermediate_size: int = 0
-    shared_intermediate_size: int = 0
-
 
 def check_fit(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
     """Raise ValueError where the layout does not fit the model, or two axes exclude each other."""
-    _check_tensor(layout.tp, shape)
     _check_experts(layout.ep, shape)
     _check_pipeline(layout, config, shape)
     _check_sequence(layout, config.sp, shape)
@@ -47,16 +40,6 @@ def _must_divide(axis: str, degree: int, number: int, what: str) -> None:
             f"parallel.{axis}={degree} does not divide {what}={number}; choose one of "
             f"{divisors(number)}"
         )
-
-
-def _check_tensor(tp: int, shape: ModelShape) -> None:
-    _must_divide("tp", tp, shape.num_heads, "model.num_heads")
-    _must_divide("tp", tp, shape.num_kv_heads, "model.num_kv_heads")
-    _must_divide("tp", tp, shape.vocab_size, "model.vocab_size")
-    _must_divide("tp", tp, shape.intermediate_size, "model.intermediate_size")
-    if shape.expert_counts:
-        _must_divide("tp", tp, shape.expert_intermediate_size, "model.moe.expert_intermediate_size")
-        _must_divide("tp", tp, shape.shared_intermediate_size, "model.moe.shared_intermediate_size")
 
 
 def _check_experts(ep: int, shape: ModelShape) -> None:
@@ -73,7 +56,8 @@ def _check_experts(ep: int, shape: ModelShape) -> None:
 def _check_pipeline(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
     if layout.pp == 1:
         return
-    chunks = layout.pp * (1 if config.schedule == "1f1b" else config.stages_per_rank)
+    per_rank = {"1f1b": 1, "zero_bubble": 2, "interleaved": config.stages_per_rank}
+    chunks = layout.pp * per_rank[config.schedule]
     if chunks > shape.num_layers:
         raise ValueError(
             f"parallel.pp={layout.pp} with schedule {config.schedule} needs {chunks} stages, but "

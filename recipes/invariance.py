@@ -9,8 +9,8 @@ import multiprocessing
 import socket
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from parallel.config import ParallelConfig
 from parallel.layout import divisors
@@ -26,14 +26,35 @@ carry such differences on and enlarge them."""
 class Variant:
     """One way to spread the same global batch."""
 
-    replica: int
-    shard: int
-    rounds: int
+    replica: int = 1
+    shard: int = 1
+    rounds: int = 1
+    pp: int = 1
+    tp: int = 1
+    sp: int | Literal["auto"] = 1
+    ep: int = 1
+    shard_weights: int | Literal["auto"] = "auto"
+    shard_gradients: int | Literal["auto"] = "auto"
+    schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
 
     @property
     def ranks(self) -> int:
         """Number of processes."""
-        return self.replica * self.shard
+        return self.replica * self.shard * self.pp * self.tp
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """As a recipe says it."""
+        return ParallelConfig(
+            **{name: value for name, value in asdict(self).items() if name != "rounds"}
+        )
+
+    def __str__(self) -> str:
+        plain = Variant()
+        axes = {name: value for name, value in asdict(self).items() if value != asdict(plain)[name]}
+        axes.pop("rounds", None)
+        spread = " × ".join(f"{name} {value}" for name, value in axes.items()) or "one rank"
+        return f"{spread}, rounds {self.rounds}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +118,7 @@ def report_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "holds": all(c.holds for c in comparisons),
         "variants": [
             {
-                "replica": c.variant.replica,
-                "shard": c.variant.shard,
-                "rounds": c.variant.rounds,
+                **asdict(c.variant),
                 "losses": list(c.losses),
                 "grad_norms": list(c.grad_norms),
                 "largest_difference": c.largest_difference,
@@ -114,7 +133,7 @@ def report_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """A line per variant, for people."""
     return [
         (
-            f"replica {c.variant.replica} × shard {c.variant.shard}, rounds {c.variant.rounds}",
+            str(c.variant),
             f"last loss {c.losses[-1]:.6f}, largest relative difference "
             f"{c.largest_difference:.1e}{'' if c.holds else f' > {RELATIVE_BOUND:g}'}",
         )
@@ -182,7 +201,8 @@ def _end(workers: Sequence[Any]) -> None:
 
 
 def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
-    tokens = job.train.global_batch_tokens // (variant.ranks * variant.rounds)
+    data_ranks = variant.replica * variant.shard
+    tokens = job.train.global_batch_tokens // (data_ranks * variant.rounds)
     return replace(
         job,
         run=replace(job.run, dir=folder, name="variant", resume="never"),
@@ -191,7 +211,7 @@ def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
             max_tokens_per_device=tokens,
             precision="fp32",
         ),
-        parallel=ParallelConfig(replica=variant.replica, shard=variant.shard),
+        parallel=variant.parallel,
         checkpoint=CheckpointConfig(interval_steps=0, rehearse=False),
     )
 

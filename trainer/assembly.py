@@ -9,25 +9,24 @@ import torch.distributed as dist
 from comms.config import RankEnvironment
 from comms.groups import device_of
 from comms.ledger import Ledger
-from parallel.apply import gradients_of, parallelize
 from parallel.gradients import Gradients
 from parallel.layout import Layout
 from parallel.mesh import build_mesh
-from parallel.shard import fsdp_modules
+from parallel.pool import SequencePool, open_pool
 from trainer.config import JobConfig, TrainConfig
-from trainer.measure import measure_hardware
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
-from trainer.model.decoder import Decoder
 from trainer.model.hf_weights import load_hf_weights
 from trainer.model.init import init_weights
+from trainer.model.packing import Sharing
 from trainer.model.resolve import resolve_architecture
-from trainer.model.size import flops_per_token, parameter_count
+from trainer.model.size import parameter_count
 from trainer.optim import build_adamw
-from trainer.planner.batch import BatchArithmetic
-from trainer.planner.costs import ModelCost
-from trainer.planner.fixed import FixedPlanner
-from trainer.spread import choose_layout
+from trainer.planner.plan import SequenceGroup
+from trainer.rounds import Rounds
+from trainer.spread import attention_schemes, choose_layout
+from trainer.stages import spread_decoder, spread_stages
+from trainer.weights import Weights
 
 STATE_BYTES_PER_PARAMETER = 16
 """fp32 master weight, gradient and two moments."""
@@ -43,11 +42,20 @@ class Assembly:
     """Of forward and backward."""
 
     compiled: bool
-    model: Decoder
+    weights: Weights
+    rounds: Rounds
+    pool: SequencePool
     gradients: Gradients
     optimizer: torch.optim.AdamW
-    weights: str
+    origin: str
     """Where the weights come from, in a sentence."""
+
+    def sharing(self, group: SequenceGroup) -> Sharing:
+        """How the ranks of `group` compute one stream together."""
+        return Sharing(
+            attend=self.pool.attention(group.attention),
+            sum_over_group=self.pool.sum_over(group.size),
+        )
 
 
 def assemble(
@@ -62,33 +70,37 @@ def assemble(
     layout = agree_on_layout(config, architecture, environment)
     dtype = compute_dtype(config.train, environment)
     meshes = build_mesh(layout, environment.device_type)
-    with torch.device("meta"):
-        model = Decoder(architecture)
-    parallelize(
-        model,
-        blocks=list(model.layers),
-        experts=model.experts,
-        meshes=meshes,
-        config=config.parallel,
-        param_dtype=dtype,
-        compile_blocks=config.train.compile,
-        ledger=ledger,
-    )
-    model.to_empty(device=device_of(environment))
-    init_weights(model, config.run.seed)
-    weights = f"initial weights of seed {config.run.seed}"
-    if config.model.path is not None and config.model.load_weights:
-        weights = load_hf_weights(model, Path(config.model.path))
+    spread = spread_decoder if layout.pp == 1 else spread_stages
+    spreading = spread(config, architecture, meshes, dtype, ledger)
+    spreading.allocate(device_of(environment))
+    origin = _fill(spreading.weights, config)
+    gradients, rounds = spreading.start()
     return Assembly(
         architecture=architecture,
         layout=layout,
         dtype=dtype,
         compiled=config.train.compile,
-        model=model,
-        gradients=gradients_of(model, meshes=meshes, config=config.parallel, ledger=ledger),
-        optimizer=build_adamw(model, config.optim),
-        weights=weights,
+        weights=spreading.weights,
+        rounds=rounds,
+        pool=open_pool(
+            layout,
+            rank=environment.rank,
+            schemes=attention_schemes(config, architecture, layout, environment),
+            ledger=ledger,
+        ),
+        gradients=gradients,
+        optimizer=build_adamw(spreading.weights, config.optim),
+        origin=origin,
     )
+
+
+def _fill(weights: Weights, config: JobConfig) -> str:
+    init_weights(weights, config.run.seed)
+    origin = f"initial weights of seed {config.run.seed}"
+    if config.model.path is not None and config.model.load_weights:
+        origin = load_hf_weights(weights, Path(config.model.path))
+    weights.publish()
+    return origin
 
 
 def agree_on_layout(
@@ -116,31 +128,3 @@ def compute_dtype(train: TrainConfig, environment: RankEnvironment) -> torch.dty
     if train.precision == "auto":
         return torch.bfloat16 if environment.device_type == "cuda" else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[train.precision]
-
-
-def build_planner(
-    config: JobConfig,
-    environment: RankEnvironment,
-    assembly: Assembly,
-    arithmetic: BatchArithmetic,
-) -> FixedPlanner:
-    """The planner with this machine's rates. All ranks call it: links are measured together."""
-    sharded = bool(fsdp_modules(assembly.model))
-    cost = ModelCost(
-        parameters=parameter_count(assembly.architecture),
-        flops_per_token=flops_per_token(
-            assembly.architecture,
-            assembly.architecture.vocab_size,
-            context_tokens=config.data.seq_len,
-        ),
-        sharded=sharded,
-        param_bytes=assembly.dtype.itemsize,
-        reshard_after_forward=sharded and config.parallel.reshard_after_forward,
-    )
-    return FixedPlanner(
-        layout=assembly.layout,
-        arithmetic=arithmetic,
-        activation="recompute" if config.train.recompute else "keep",
-        model=cost,
-        hardware=measure_hardware(device_of(environment)),
-    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes, device_of, side_group
 from comms.ledger import Ledger
-from trainer.assembly import Assembly, assemble, build_planner
+from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import CheckpointConfig, JobConfig
 from trainer.data.corpus import Corpus
@@ -22,7 +22,8 @@ from trainer.job import Job, Listeners, Rules
 from trainer.model.size import flops_per_token
 from trainer.optim import updates_done
 from trainer.planner.batch import BatchArithmetic, batch_of
-from trainer.planner.fixed import FixedPlanner
+from trainer.planner.protocol import Planner
+from trainer.planning import build_planner
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.resume import Restored, restore
@@ -77,7 +78,7 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(config, environment, corpus, planner, arithmetic, progress),
+        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
         saver=saver,
         ledger=ledger,
         stopwatch=Stopwatch(device_of(environment)),
@@ -133,7 +134,7 @@ def snapshot_of(
     """A function that says what the run is now: its tensors, and their description."""
 
     def snapshot() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        loss = probe_loss(assembly.model, environment)
+        loss = probe_loss(assembly, environment)
         description = {
             "step": progress.step,
             "tokens": progress.tokens,
@@ -144,7 +145,7 @@ def snapshot_of(
             "arithmetic": arithmetic_of(assembly, environment),
             "probe_loss": loss,
         }
-        return tensors_of(assembly.model, assembly.optimizer), description
+        return tensors_of(assembly.weights, assembly.optimizer), description
 
     return snapshot
 
@@ -171,8 +172,9 @@ def open_saver(
 def open_feed(
     config: JobConfig,
     environment: RankEnvironment,
+    assembly: Assembly,
     corpus: Corpus,
-    planner: FixedPlanner,
+    planner: Planner,
     arithmetic: BatchArithmetic,
     progress: Progress,
 ) -> StepFeed:
@@ -187,6 +189,7 @@ def open_feed(
         stream,
         planner,
         rank=environment.rank,
+        data_rank=assembly.layout.data_rank(environment.rank),
         group=side_group(),
         first_step=progress.step + 1,
         last_step=config.train.steps,

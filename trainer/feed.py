@@ -1,17 +1,20 @@
 """The next step's plan and tensors, made ready while the current step trains."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 
 from comms.groups import broadcast_bytes
+from parallel.sequence.stretches import padding_multiple, token_ranges
 from trainer.data.batch import Batch
+from trainer.data.sequence import PackedSequence
 from trainer.data.stream import TokenStream
 from trainer.planner.codec import decode_plan, encode_plan
-from trainer.planner.fixed import FixedPlanner
-from trainer.planner.plan import StepPlan
+from trainer.planner.plan import Padding, SequenceGroup, StepPlan
+from trainer.planner.protocol import Planner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,9 @@ class StepWork:
     """What one rank does in one step."""
 
     plan: StepPlan
+    groups: tuple[SequenceGroup, ...]
+    """This rank's sequence group, one per round."""
+
     batches: tuple[Batch, ...]
     """This rank's tensors, one per round."""
 
@@ -39,9 +45,10 @@ class StepFeed:
     def __init__(
         self,
         stream: TokenStream,
-        planner: FixedPlanner,
+        planner: Planner,
         *,
         rank: int,
+        data_rank: int,
         group: dist.ProcessGroup,
         first_step: int,
         last_step: int,
@@ -49,6 +56,7 @@ class StepFeed:
         self._stream = stream
         self._planner = planner
         self._rank = rank
+        self._data_rank = data_rank
         self._group = group
         self._last_step = last_step
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
@@ -73,17 +81,28 @@ class StepFeed:
         # Steps count from 1 for people, and from 0 in the stream.
         sequences = self._stream.sequences(step - 1)
         plan = self._agreed_plan(step, [s.num_tokens for s in sequences])
-        batches = tuple(
-            self._stream.batch([sequences[i] for i in r.sequences_of(self._rank)])
-            for r in plan.rounds
-        )
+        groups = tuple(r.group_of(self._data_rank) for r in plan.rounds)
         return StepWork(
             plan=plan,
-            batches=batches,
+            groups=groups,
+            batches=tuple(self._batch(group, sequences, plan.padding) for group in groups),
             num_tokens=sum(s.num_tokens for s in sequences),
             # A step of prompts alone has no target; its loss is then 0 and not 0/0.
             num_targets=max(1, sum(s.num_targets for s in sequences)),
         )
+
+    def _batch(
+        self, group: SequenceGroup, sequences: Sequence[PackedSequence], padding: Padding
+    ) -> Batch:
+        """This rank's share of its group's stream."""
+        multiple = padding_multiple(group.attention)
+        whole = self._stream.batch(
+            [sequences[i] for i in group.sequences], padded=padding == "rows", multiple=multiple
+        )
+        if group.size == 1:
+            return whole
+        position = self._data_rank - group.first_rank
+        return whole.share(token_ranges(whole.sequence_ends[-1], group.attention, position))
 
     def _agreed_plan(self, step: int, lengths_tokens: list[int]) -> StepPlan:
         if self._rank > 0:

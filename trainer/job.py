@@ -8,7 +8,7 @@ from comms.ledger import Ledger
 from trainer.assembly import Assembly
 from trainer.feed import StepFeed
 from trainer.metrics import Sink, StepReport
-from trainer.planner.fixed import FixedPlanner
+from trainer.planner.protocol import Planner
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver
@@ -73,7 +73,7 @@ class Job:
     rules: Rules
     assembly: Assembly
     progress: Progress
-    planner: FixedPlanner
+    planner: Planner
     feed: StepFeed
     saver: Saver
     ledger: Ledger

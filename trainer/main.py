@@ -104,7 +104,7 @@ def _train(
                 kind="started",
                 step=job.progress.step,
                 world_size=environment.world_size,
-                weights=job.assembly.weights,
+                weights=job.assembly.origin,
             )
         outcome = train(job)
         if environment.rank == 0:

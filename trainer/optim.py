@@ -1,21 +1,23 @@
 """AdamW with its state made at once, and that state as named tensors."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import OptimConfig
+from trainer.model.holder import HasParameters
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def build_adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_adamw(model: HasParameters, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW over the model's parameters; matrices decay, vectors do not.
 
     The moments are allocated here and not in the first step, so that a run that does not fit
     fails before it trains, and so that the first checkpoint has all parts.
     """
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    parameters = [parameter for _, parameter in model.named_parameters()]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -27,7 +29,7 @@ def build_adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         eps=config.eps,
         fused=True,
     )
-    for parameter in model.parameters():
+    for parameter in parameters:
         state = optimizer.state[parameter]
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         for moment in _MOMENTS:
@@ -41,7 +43,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def moments(model: HasParameters, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Both moments of every parameter, by name; the live tensors, not copies."""
     return {
         f"optim.{moment}.{name}": optimizer.state[parameter][moment]

@@ -1,12 +1,12 @@
 """The loss on a fixed batch, stored with a checkpoint so that a resume can prove itself."""
 
 import torch
+import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import device_of
-from parallel.shard import fsdp_modules
+from trainer.assembly import Assembly
 from trainer.data.batch import Batch
-from trainer.model.decoder import Decoder
 
 _PROBE_TOKENS = 64
 
@@ -29,11 +29,15 @@ def probe_batch(vocab_size: int) -> Batch:
 
 
 @torch.no_grad()
-def probe_loss(model: Decoder, environment: RankEnvironment) -> float:
+def probe_loss(assembly: Assembly, environment: RankEnvironment) -> float:
     """Mean loss of the probe batch. All ranks call it, and all get the same number."""
-    batch = probe_batch(model.architecture.vocab_size).to(device_of(environment))
-    loss = float(model(batch).loss_sum) / batch.num_targets
-    for module in fsdp_modules(model):
+    batch = probe_batch(assembly.architecture.vocab_size).to(device_of(environment))
+    loss = assembly.rounds.evaluate(batch).loss_sum
+    if assembly.layout.pp > 1:
+        # Only the last stage has a loss; on the others it is zero.
+        loss = loss.cpu()
+        dist.all_reduce(loss, op=dist.ReduceOp.MAX)
+    for module in assembly.weights.fsdp_modules():
         # No backward follows that would free what was gathered.
         module.reshard()
-    return loss
+    return float(loss) / batch.num_targets

@@ -50,7 +50,7 @@ def restore(
     if not candidates:
         _drop_lines(folder, environment, 0)
         return None
-    loaded = load(tensors_of(assembly.model, assembly.optimizer), candidates, group)
+    loaded = load(tensors_of(assembly.weights, assembly.optimizer), candidates, group)
     require_same_data(loaded.meta["data"], cursor)
     set_updates_done(assembly.optimizer, loaded.meta["updates"])
     _prove(loaded, assembly, environment)
@@ -79,7 +79,7 @@ def _prove(loaded: Loaded, assembly: Assembly, environment: RankEnvironment) -> 
     precision: Precision = "bf16" if any("bfloat16" in dtype for dtype in dtypes) else "fp32"
     check_same_loss(
         meta["probe_loss"],
-        probe_loss(assembly.model, environment),
+        probe_loss(assembly, environment),
         same_layout=(meta["layout"], meta["arithmetic"])
         == (asdict(assembly.layout), arithmetic_of(assembly, environment)),
         precision=precision,

@@ -1,10 +1,16 @@
 """Pure: which layout a recipe comes to, and whether its model can be cut that way."""
 
+from comms.config import RankEnvironment
+from parallel.config import ParallelConfig
 from parallel.fit import ModelShape, check_fit
 from parallel.layout import Layout, resolve_layout
+from parallel.pipeline.schedule import PipelineShape
+from parallel.sequence.scheme import possible_schemes
+from parallel.sequence.stretches import AttentionScheme
 from trainer.config import JobConfig
 from trainer.errors import RecipeError
 from trainer.model.config import Architecture
+from trainer.model.tensor_costs import check_tensor_degree
 
 
 def shape_of(architecture: Architecture) -> ModelShape:
@@ -14,14 +20,9 @@ def shape_of(architecture: Architecture) -> ModelShape:
     return ModelShape(
         num_layers=a.num_layers,
         num_heads=a.num_heads,
-        num_kv_heads=a.num_kv_heads,
-        intermediate_size=a.intermediate_size,
-        vocab_size=a.vocab_size,
         windowed=a.sliding_window is not None and a.sliding_window_from_layer < a.num_layers,
         tied=a.tie_embeddings,
         expert_counts=tuple(moe.num_experts for _ in mixtures) if moe else (),
-        expert_intermediate_size=moe.expert_intermediate_size if moe else 0,
-        shared_intermediate_size=moe.shared_intermediate_size if moe else 0,
     )
 
 
@@ -46,6 +47,7 @@ def choose_layout(
             num_experts=shape.expert_counts[0] if shape.expert_counts else 0,
             ranks_per_host=ranks_per_host,
         )
+        check_tensor_degree(architecture, layout.tp)
         check_fit(layout, job.parallel, shape)
         _check_longest(job, layout)
     except ValueError as error:
@@ -68,5 +70,43 @@ def _check_longest(job: JobConfig, layout: Layout) -> None:
 
 
 def largest_group(data_ranks: int) -> int:
-    """The largest aligned power of two among the data ranks."""
-    return 1 << (data_ranks.bit_length() - 1)
+    """The largest power of two that divides the data ranks, so that groups are aligned."""
+    return data_ranks & -data_ranks
+
+
+def group_sizes(config: JobConfig, layout: Layout) -> tuple[int, ...]:
+    """Sizes that sequence groups may have, ascending."""
+    if config.parallel.sp != "auto":
+        return (config.parallel.sp,)
+    largest = largest_group(layout.data_ranks)
+    return tuple(1 << i for i in range(largest.bit_length()))
+
+
+def pipeline_shape(config: ParallelConfig, layout: Layout) -> PipelineShape:
+    """How many stages there are, and which rank holds which."""
+    per_rank = {"1f1b": 1, "zero_bubble": 2, "interleaved": config.stages_per_rank}
+    return PipelineShape(
+        schedule=config.schedule, ranks=layout.pp, stages_per_rank=per_rank[config.schedule]
+    )
+
+
+def attention_schemes(
+    config: JobConfig, architecture: Architecture, layout: Layout, environment: RankEnvironment
+) -> list[AttentionScheme]:
+    """Every scheme that some round may use; groups are made for all of them before the first."""
+    return [
+        scheme
+        for size in group_sizes(config, layout)
+        for scheme in possible_schemes(
+            size,
+            num_heads=architecture.num_heads // layout.tp,
+            num_kv_heads=architecture.num_kv_heads // layout.tp,
+            windowed=architecture.sliding_window is not None,
+            ranks_per_host=pool_ranks_per_host(layout, environment),
+        )
+    ]
+
+
+def pool_ranks_per_host(layout: Layout, environment: RankEnvironment) -> int:
+    """Ranks of one pool that share a host, where neighbours in rank share hosts."""
+    return sum(rank < environment.local_world_size for rank in layout.pool(0)) or 1

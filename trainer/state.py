@@ -8,16 +8,17 @@ import platform
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from comms.config import RankEnvironment
 from comms.groups import device_of
 from trainer.assembly import Assembly
 from trainer.errors import RecipeError
+from trainer.model.holder import HasParameters
 from trainer.optim import moments
 
 
-def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def tensors_of(model: HasParameters, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The live tensors of a run by name: `model.…` and `optim.<moment>.…`."""
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     saved = model.state_dict().keys()

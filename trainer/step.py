@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from comms.groups import device_of
 from trainer.feed import StepWork
 from trainer.job import Job
@@ -31,22 +28,27 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     Losses are sums divided by the step's global target count, so neither ranks nor rounds change
     the gradient. The update is made only if all ranks find losses and gradients finite.
     """
-    step = work.plan.step
-    job.assembly.model.recompute = work.plan.activation == "recompute"
+    step, layout = work.plan.step, job.assembly.layout
+    job.assembly.weights.model.recompute = work.plan.activation == "recompute"
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
-    loss_sum, aux_sum, expert_load = _run_rounds(job, work)
+    parts = job.assembly.rounds.train(
+        [batch.to(device_of(job.environment)) for batch in work.batches],
+        [job.assembly.sharing(group) for group in work.groups],
+        divisor=work.num_targets,
+    )
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
     verdict = vote(
         Ballot(
             step=step,
-            loss_sum=float(loss_sum),
-            aux_sum=float(aux_sum),
+            # Ranks that share every product have the same losses.
+            loss_sum=float(parts.loss_sum) / layout.tp,
+            aux_sum=float(parts.aux_sum) / layout.tp,
             squared_norm=float(job.assembly.gradients.squared_norm()),
             stop=job.listeners.should_stop(),
             save=job.saver.due_by_time(),
-            expert_load=expert_load,
+            expert_load=parts.expert_load / layout.tp,
         ),
         rank=job.environment.rank,
         world_size=job.environment.world_size,
@@ -60,28 +62,17 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     return _result(job, verdict, rate)
 
 
-def _run_rounds(job: Job, work: StepWork) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward and backward of all rounds; sums of losses and expert loads of this rank."""
-    last = len(work.batches) - 1
-    losses, auxiliaries, loads = [], [], []
-    for number, batch in enumerate(work.batches):
-        job.assembly.gradients.start_round(last=number == last)
-        parts = job.assembly.model(batch.to(device_of(job.environment)))
-        ((parts.loss_sum + parts.aux_sum) / work.num_targets).backward()
-        losses.append(parts.loss_sum.detach())
-        auxiliaries.append(parts.aux_sum.detach())
-        loads.append(parts.expert_load)
-    return torch.stack(losses).sum(), torch.stack(auxiliaries).sum(), torch.stack(loads).sum(0)
-
-
 def _update(job: Job, verdict: Verdict, rate: float) -> None:
     """Clip by the global norm and step. The norm is known to all ranks from the vote."""
     if verdict.grad_norm > job.rules.max_grad_norm:
         job.assembly.gradients.scale(job.rules.max_grad_norm / (verdict.grad_norm + 1e-6))
     set_learning_rate(job.assembly.optimizer, rate)
     job.assembly.optimizer.step()
+    job.assembly.weights.publish()
     if job.rules.bias_update_rate > 0.0:
-        job.assembly.model.update_expert_bias(verdict.expert_load, job.rules.bias_update_rate)
+        job.assembly.weights.model.update_expert_bias(
+            verdict.expert_load, job.rules.bias_update_rate
+        )
 
 
 def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:

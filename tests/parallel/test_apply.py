@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from comms.ledger import Ledger
-from parallel.apply import gradients_of, parallelize
+from parallel.apply import ModelParts, parallelize
 from parallel.config import ParallelConfig
 from parallel.layout import Layout
 from parallel.mesh import build_mesh
@@ -38,17 +38,16 @@ def _rows(rank: int, number: int) -> torch.Tensor:
 def _step(rank: int, layout: Layout, rounds: int, config: ParallelConfig) -> dict:
     model, ledger = _model(), Ledger()
     meshes = build_mesh(layout, "cpu")
-    parallelize(
+    spread = parallelize(
         model,
-        blocks=list(model.blocks),
-        experts=[],
+        parts=ModelParts(blocks=list(model.blocks)),
         meshes=meshes,
         config=config,
         param_dtype=torch.float32,
         compile_blocks=False,
         ledger=ledger,
     )
-    gradients = gradients_of(model, meshes=meshes, config=config, ledger=ledger)
+    gradients = spread.gradients()
     for number in range(rounds):
         gradients.start_round(last=number == rounds - 1)
         model(_rows(rank, number)).backward()

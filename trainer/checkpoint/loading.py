@@ -8,7 +8,7 @@ Guarantees, each asserted in tests/trainer/checkpoint/test_loading.py:
 - whatever the number of ranks and the placements, every element is the one that was saved.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import ReadItem
 
 from trainer.checkpoint.agreement import (
     RanksFailed,
@@ -37,9 +29,10 @@ from trainer.checkpoint.agreement import (
     rank_of,
     size_of,
 )
-from trainer.checkpoint.manifest import Manifest, TensorEntry, read_manifest
-from trainer.checkpoint.shard_file import DTYPE_CODES, DTYPES, check_file
-from trainer.checkpoint.share import State, local_part
+from trainer.checkpoint.boxes import boxes_of, overlap
+from trainer.checkpoint.manifest import Manifest, TensorEntry, read_manifest, stored_name
+from trainer.checkpoint.shard_file import DTYPES, check_file
+from trainer.checkpoint.share import Outline, State, joined_outline, local_part, outline_of
 from trainer.errors import DataError, RecipeError
 
 _NAMES_SHOWN = 4
@@ -75,13 +68,13 @@ def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -
     """
     chosen = choose_loadable(candidates, group)
     path, manifest = chosen.path, chosen.manifest
-    found = agree_all(group, f"comparing with {path.name}", lambda: differences(state, manifest))
-    for rank, problems in enumerate(found):
-        if problems:
-            raise RecipeError(
-                f"{path} is a checkpoint of another model (rank {rank}): {'; '.join(problems)}. "
-                "Use the model section it was saved with, or another run.name to start afresh"
-            )
+    outlines = agree_all(group, f"comparing with {path.name}", lambda: outline_of(state))
+    problems = differences(joined_outline(outlines), manifest)
+    if problems:
+        raise RecipeError(
+            f"{path} is a checkpoint of another model: {'; '.join(problems)}. "
+            "Use the model section it was saved with, or another run.name to start afresh"
+        )
     try:
         agree(group, f"reading {path.name}", lambda: _fill(state, path, manifest))
     except RanksFailed as failure:
@@ -129,20 +122,18 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         raise DataError(f"{path} cannot be read: {describe(error)}") from error
 
 
-def differences(state: State, manifest: Manifest) -> list[str]:
-    """How `state` differs from the checkpoint in names, types and shapes, with some examples."""
+def differences(outline: Outline, manifest: Manifest) -> list[str]:
+    """How the tensors of all ranks differ from the checkpoint, with some examples."""
     stored = manifest.tensors
-    missing = [name for name in state if name not in stored]
-    extra = [name for name in stored if name not in state]
+    missing = [name for name in outline if name not in stored]
+    extra = [name for name in stored if name not in outline]
     reshaped = [
         f"{name} is {_form(entry.dtype, entry.shape)} in the checkpoint and "
-        f"{_form(DTYPE_CODES.get(state[name].dtype, '?'), state[name].shape)} here"
+        f"{_form(*outline[name])} here"
         for name, entry in stored.items()
-        if name in state
-        and (entry.dtype, entry.shape)
-        != (DTYPE_CODES.get(state[name].dtype), tuple(state[name].shape))
+        if name in outline and [entry.dtype, list(entry.shape)] != outline[name]
     ]
-    total = len(state)
+    total = len(outline)
     problems = []
     if missing:
         problems.append(f"{len(missing)} of {total} tensors are not in it: {_some(missing)}")
@@ -180,7 +171,9 @@ class _Files:
         self._stack = stack
         self._open: dict[str, Any] = {}
 
-    def read(self, file: str, name: str, offsets: torch.Size, lengths: torch.Size) -> Tensor:
+    def read(
+        self, file: str, name: str, offsets: tuple[int, ...], lengths: tuple[int, ...]
+    ) -> Tensor:
         """A block of the tensor stored as `name` in `file`."""
         try:
             if file not in self._open:
@@ -202,36 +195,10 @@ def _fill(state: State, path: Path, manifest: Manifest) -> None:
 
 
 def _fill_one(name: str, tensor: Tensor, entry: TensorEntry, files: _Files) -> None:
-    plan = create_default_local_load_plan({name: tensor}, _metadata({name: entry}))
     local = local_part(tensor)
-    for item in plan.items:
-        if item.lengths.numel():
-            _copy(item, local, entry, files)
-
-
-def _copy(item: ReadItem, local: Tensor, entry: TensorEntry, files: _Files) -> None:
-    position = item.storage_index.index
-    assert position is not None, "the load plan does not say which chunk to read"
-    file = entry.chunks[position].file
-    block = files.read(file, item.dest_index.fqn, item.storage_offsets, item.lengths)
-    target = local
-    for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
-        target = target.narrow(dim, offset, length)
-    target.copy_(block)
-
-
-def _metadata(tensors: Mapping[str, TensorEntry]) -> Metadata:
-    """The manifest's tensors in DCP's terms."""
-    return Metadata(
-        {
-            name: TensorStorageMetadata(
-                properties=TensorProperties(dtype=DTYPES[entry.dtype]),
-                size=torch.Size(entry.shape),
-                chunks=[
-                    ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape))
-                    for chunk in entry.chunks
-                ],
-            )
-            for name, entry in tensors.items()
-        }
-    )
+    for box in boxes_of(tensor):
+        for chunk in entry.chunks:
+            if common := overlap(box, chunk.offsets, chunk.shape):
+                start = tuple(a - b for a, b in zip(common.offsets, chunk.offsets, strict=True))
+                stored = stored_name(name, chunk.part)
+                common.of(local).copy_(files.read(chunk.file, stored, start, common.shape))

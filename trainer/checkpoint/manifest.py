@@ -3,11 +3,12 @@
     {"version": 1, "step": 100,
      "files": {FILE: {"bytes": N, "crc32": C}},
      "tensors": {NAME: {"dtype": "F32", "shape": [...],
-                        "chunks": [{"file": FILE, "offsets": [...], "shape": [...]}]}},
+                        "chunks": [{"file": FILE, "offsets": [...], "shape": [...], "part": 0}]}},
      "meta": {...}, "crc32": C}
 
 `dtype` is a safetensors type code. A chunk is the block of the tensor that starts at `offsets`; in
-its file it is stored under the tensor's name. `meta` is the caller's. The last field is the CRC-32
+its file it is stored under the tensor's name, with `#part` behind it from the second one of a
+tensor on. `meta` is the caller's. The last field is the CRC-32
 of the document without it, so that a damaged manifest is told from a valid one.
 """
 
@@ -38,6 +39,13 @@ class Chunk:
     file: str
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
+    part: int = 0
+    """Which of the tensor's blocks in that file it is."""
+
+
+def stored_name(name: str, part: int) -> str:
+    """Under which name a tensor's block number `part` stands in a data file."""
+    return f"{name}#{part}" if part else name
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def _json(value: Any) -> str:
 
 def _tensor(entry: dict[str, Any]) -> TensorEntry:
     chunks = tuple(
-        Chunk(chunk["file"], tuple(chunk["offsets"]), tuple(chunk["shape"]))
+        Chunk(chunk["file"], tuple(chunk["offsets"]), tuple(chunk["shape"]), chunk.get("part", 0))
         for chunk in entry["chunks"]
     )
     return TensorEntry(entry["dtype"], tuple(entry["shape"]), chunks)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint.manifest import FileEntry
+from trainer.checkpoint.boxes import Box
+from trainer.checkpoint.manifest import FileEntry, stored_name
 
 BLOCK_BYTES = 1024 * 1024
 """Bytes summed and written at a time: few enough to be still in cache for the write."""
@@ -40,10 +41,18 @@ class Piece:
     """One block of a tensor, and its byte range behind the header of the file."""
 
     name: str
+    part: int
+    """Which of the tensor's blocks in this file it is."""
+
     dtype: torch.dtype
-    shape: tuple[int, ...]
+    box: Box
     begin: int
     end: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the block."""
+        return self.box.shape
 
 
 def dtype_code(name: str, dtype: torch.dtype) -> str:
@@ -54,12 +63,12 @@ def dtype_code(name: str, dtype: torch.dtype) -> str:
     return DTYPE_CODES[dtype]
 
 
-def lay_out(blocks: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> list[Piece]:
-    """Name, dtype and shape of each block to its place in the file."""
+def lay_out(blocks: list[tuple[str, int, torch.dtype, Box]]) -> list[Piece]:
+    """Name, part, dtype and box of each block to its place in the file."""
     pieces, begin = [], 0
-    for name, dtype, shape in sorted(blocks, key=lambda block: (-block[1].itemsize, block[0])):
-        end = begin + torch.Size(shape).numel() * dtype.itemsize
-        pieces.append(Piece(name, dtype, shape, begin, end))
+    for name, part, dtype, box in sorted(blocks, key=lambda b: (-b[2].itemsize, b[0], b[1])):
+        end = begin + torch.Size(box.shape).numel() * dtype.itemsize
+        pieces.append(Piece(name, part, dtype, box, begin, end))
         begin = end
     return pieces
 
@@ -68,7 +77,7 @@ def header_of(pieces: list[Piece]) -> bytes:
     """What precedes the data, length field included; a multiple of eight bytes."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     for piece in pieces:
-        entries[piece.name] = {
+        entries[stored_name(piece.name, piece.part)] = {
             "dtype": dtype_code(piece.name, piece.dtype),
             "shape": list(piece.shape),
             "data_offsets": [piece.begin, piece.end],

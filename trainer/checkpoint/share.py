@@ -4,10 +4,11 @@ Guarantees, each asserted in tests/trainer/checkpoint/test_share.py:
 - every element of every tensor is written by exactly one rank, whatever the placements;
 - replicated tensors are spread over the ranks by size;
 - a rank that holds nothing of a tensor, or nothing at all, writes nothing of it;
-- states that differ between ranks are refused on all of them.
+- ranks may hold different tensors; one that they hold with different types or shapes is refused on
+  all of them.
 """
 
-import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.default_planner import (
-    DefaultSavePlanner,
-    create_default_local_save_plan,
-)
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -33,12 +31,16 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint.agreement import RanksFailed, agree_all, rank_of, size_of
+from trainer.checkpoint.boxes import boxes_of
 from trainer.checkpoint.manifest import Chunk, TensorEntry
 from trainer.checkpoint.shard_file import DTYPES, Piece, dtype_code, lay_out
 
 State = Mapping[str, Tensor]
-"""Tensors by name, all ranks with the same names. A DTensor is one tensor spread over ranks, a
-plain tensor is the same on all of them."""
+"""Tensors by name. A DTensor is one tensor spread over ranks, a plain tensor is the same on all
+ranks that have it."""
+
+Outline = dict[str, list[Any]]
+"""Type code and shape of tensors, by name."""
 
 Form = tuple[tuple[Any, ...], ...]
 
@@ -55,7 +57,7 @@ class Share:
 
     pieces: list[Piece]
     tensors: dict[str, TensorEntry]
-    """Every tensor of the checkpoint, the same on all ranks."""
+    """Every tensor of the checkpoint, whichever rank holds it; the same on all ranks."""
 
 
 def form_of(state: State) -> Form:
@@ -66,6 +68,26 @@ def form_of(state: State) -> Form:
         else (name, tensor.dtype, tensor.shape)
         for name, tensor in state.items()
     )
+
+
+def outline_of(state: State) -> Outline:
+    """What this rank holds. Raises ValueError for a type that cannot be stored."""
+    return {
+        name: [dtype_code(name, tensor.dtype), list(tensor.shape)] for name, tensor in state.items()
+    }
+
+
+def joined_outline(outlines: list[Outline]) -> Outline:
+    """Type and shape of every tensor that some rank holds. Raises RanksFailed where two differ."""
+    joined: Outline = {}
+    for rank, outline in enumerate(outlines):
+        for name, form in outline.items():
+            if joined.setdefault(name, form) != form:
+                raise RanksFailed(
+                    f"rank {rank} holds {name} as {form[0]}{form[1]}, a rank before it as "
+                    f"{joined[name][0]}{joined[name][1]}; all ranks must save one state"
+                )
+    return joined
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -82,24 +104,31 @@ def plan_share(state: State, group: ProcessGroup | None) -> Share:
     all where the blocks of a tensor overlap or leave gaps.
     """
     rows_by_rank = agree_all(group, "planning a checkpoint", lambda: _local_rows(state))
-    _check_same_states([rows["form"] for rows in rows_by_rank])
-    plans, chunks = _global_plan([rows["items"] for rows in rows_by_rank])
-    tensors = {
-        name: TensorEntry(
-            dtype_code(name, tensor.dtype), tuple(tensor.shape), tuple(chunks.get(name, ()))
-        )
-        for name, tensor in state.items()
-    }
+    outline = joined_outline([rows["outline"] for rows in rows_by_rank])
+    plans = _global_plan([rows["items"] for rows in rows_by_rank])
+    chunks = _chunks_of(plans)
     rank = rank_of(group)
+    file = _file_name(rank, size_of(group))
+    parts = {
+        (name, chunk.offsets): chunk.part
+        for name, found in chunks.items()
+        for chunk in found
+        if chunk.file == file
+    }
     mine = [
-        (item.index.fqn, state[item.index.fqn].dtype, tuple(_data_of(item).chunk.sizes))
-        for item in plans[rank].items
+        (name, parts[name, box.offsets], tensor.dtype, box)
+        for name, tensor in state.items()
+        for box in boxes_of(tensor)
+        if (name, box.offsets) in parts
     ]
     return Share(
         form=form_of(state),
-        file=_file_name(rank, size_of(group)),
+        file=file,
         pieces=lay_out(mine),
-        tensors=tensors,
+        tensors={
+            name: TensorEntry(code, tuple(shape), tuple(chunks.get(name, ())))
+            for name, (code, shape) in outline.items()
+        },
     )
 
 
@@ -110,65 +139,41 @@ def _file_name(rank: int, ranks: int) -> str:
 def _local_rows(state: State) -> dict[str, Any]:
     """This rank's write items as JSON, largest first: DCP gives each replicated block, in this
     order, to the rank with the least so far."""
+    rows, outline = [], outline_of(state)
     for name, tensor in state.items():
-        dtype_code(name, tensor.dtype)
-    items = [
-        item
-        for item in create_default_local_save_plan(dict(state), is_coordinator=False).items
-        if _data_of(item).chunk.sizes.numel()
-    ]
-    items.sort(key=lambda item: (-(item.tensor_storage_size() or 0), item.index.fqn))
-    outline = ";".join(
-        f"{name} {dtype_code(name, tensor.dtype)} {list(tensor.shape)}"
-        for name, tensor in state.items()
-    )
-    return {"form": zlib.crc32(outline.encode()), "items": [_row(item) for item in items]}
+        code = outline[name][0]
+        kind = "SHARD" if isinstance(tensor, DTensor) else "TENSOR"
+        for box in boxes_of(tensor):
+            row = [name, kind, code, list(tensor.shape), list(box.offsets), list(box.shape)]
+            rows.append((torch.Size(box.shape).numel() * tensor.dtype.itemsize, row))
+    rows.sort(key=lambda sized: (-sized[0], sized[1][0], sized[1][4]))
+    return {"outline": outline, "items": [row for _, row in rows]}
 
 
-def _check_same_states(forms: list[int]) -> None:
-    odd = [rank for rank, form in enumerate(forms) if form != forms[0]]
-    if odd:
-        raise RanksFailed(
-            f"ranks {odd} pass other tensor names, types, shapes or order than rank 0; "
-            "all ranks must save the same state"
-        )
-
-
-def _global_plan(
-    rows_by_rank: list[list[Any]],
-) -> tuple[list[SavePlan], dict[str, list[Chunk]]]:
+def _global_plan(rows_by_rank: list[list[Any]]) -> list[SavePlan]:
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     plans, _ = planner.create_global_plan(
         [SavePlan([_item(row) for row in rows]) for rows in rows_by_rank]
     )
+    return plans
+
+
+def _chunks_of(plans: list[SavePlan]) -> dict[str, list[Chunk]]:
+    """Where every block of every tensor is written."""
     chunks: dict[str, list[Chunk]] = {}
     for rank, plan in enumerate(plans):
-        file = _file_name(rank, len(plans))
+        file, written = _file_name(rank, len(plans)), Counter[str]()
         for item in plan.items:
-            chunk = _data_of(item).chunk
-            chunks.setdefault(item.index.fqn, []).append(
-                Chunk(file, tuple(chunk.offsets), tuple(chunk.sizes))
-            )
-    return plans, chunks
+            name, block = item.index.fqn, _data_of(item).chunk
+            chunk = Chunk(file, tuple(block.offsets), tuple(block.sizes), written[name])
+            chunks.setdefault(name, []).append(chunk)
+            written[name] += 1
+    return chunks
 
 
 def _data_of(item: WriteItem) -> TensorWriteData:
     assert item.tensor_data is not None, f"{item.index.fqn} is not a tensor"
     return item.tensor_data
-
-
-def _row(item: WriteItem) -> list[Any]:
-    data = _data_of(item)
-    code = dtype_code(item.index.fqn, data.properties.dtype)
-    chunk = data.chunk
-    return [
-        item.index.fqn,
-        item.type.name,
-        code,
-        list(data.size),
-        list(chunk.offsets),
-        list(chunk.sizes),
-    ]
 
 
 def _item(row: list[Any]) -> WriteItem:

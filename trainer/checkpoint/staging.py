@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.checkpoint.shard_file import Piece
 from trainer.checkpoint.share import Share, State, local_part
 
 
@@ -34,7 +35,7 @@ class StagingBuffer:
     def __init__(self) -> None:
         self._share: Share | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._places: list[tuple[str, Tensor]] = []
+        self._places: list[tuple[Piece, Tensor]] = []
 
     def stage(self, share: Share, state: State) -> Staged:
         """Copy the pieces of `share` out of `state`.
@@ -46,8 +47,8 @@ class StagingBuffer:
         if share is not self._share:
             self._allocate(share, pinned=on_cuda)
         with torch.no_grad():
-            for name, place in self._places:
-                place.copy_(local_part(state[name]), non_blocking=True)
+            for piece, place in self._places:
+                place.copy_(piece.box.of(local_part(state[piece.name])), non_blocking=True)
         copied = None
         if on_cuda:
             copied = torch.cuda.Event()
@@ -60,7 +61,7 @@ class StagingBuffer:
         if self._buffer.numel() != size or self._buffer.is_pinned() != pinned:
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self._places = [
-            (piece.name, self._buffer[piece.begin : piece.end].view(piece.dtype).view(piece.shape))
+            (piece, self._buffer[piece.begin : piece.end].view(piece.dtype).view(piece.shape))
             for piece in share.pieces
         ]
         self._share = share

@@ -43,7 +43,11 @@ class MoeConfig:
     """Mixture-of-experts feed-forward layers."""
 
     num_experts: int = 8
-    """Routed experts per layer."""
+    """Routed experts per layer, or of the largest layer with `pyramid`."""
+
+    pyramid: tuple[int, ...] = ()
+    """Routed experts of each mixture layer, from the bottom; empty for `num_experts` in all. More
+    at the top, where they help most, saves parameters (DeepSpeed-MoE, arXiv 2201.05596)."""
 
     top_k: int = 2
     """Routed experts per token."""
@@ -53,6 +57,18 @@ class MoeConfig:
 
     shared_intermediate_size: int = 0
     """Total hidden width of the shared experts, which every token visits; 0 for none."""
+
+    residual: bool = False
+    """Whether shared and routed experts are weighed against each other for every token, instead
+    of added (residual MoE of DeepSpeed-MoE)."""
+
+    dispatch_size: int = 0
+    """Width in which tokens travel to experts and back: projected down before, up after, and
+    experts work from it (BigMac, arXiv 2502.16927). 0 is the model's width."""
+
+    capacity_factor: float | None = None
+    """Rows that an expert takes of one packed sequence, as a multiple of the even share, and at
+    least 4; those beyond are dropped and counted. `null` drops none."""
 
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     """How router logits become expert scores."""
@@ -84,8 +100,38 @@ class MoeConfig:
                 f"model.moe.top_k={self.top_k} must lie between 1 and num_experts="
                 f"{self.num_experts}"
             )
+        self._check_variants()
         if self.every < 1:
             raise ValueError(f"model.moe.every must be at least 1, got {self.every}")
+
+    def _check_variants(self) -> None:
+        if self.pyramid and (max(self.pyramid) != self.num_experts or min(self.pyramid) < 1):
+            raise ValueError(
+                f"model.moe.pyramid={list(self.pyramid)} must have the largest number of experts "
+                f"equal to num_experts={self.num_experts} and none below 1; set num_experts to "
+                f"{max(self.pyramid)}"
+            )
+        if self.pyramid and self.top_k > min(self.pyramid):
+            raise ValueError(
+                f"model.moe.top_k={self.top_k} is more than the {min(self.pyramid)} experts of the "
+                "smallest layer of pyramid; lower it or raise that layer"
+            )
+        if self.residual and not self.shared_intermediate_size:
+            raise ValueError(
+                "model.moe.residual weighs routed against shared experts, but "
+                "shared_intermediate_size=0; set it, for instance to expert_intermediate_size="
+                f"{self.expert_intermediate_size}"
+            )
+        if self.dispatch_size < 0:
+            raise ValueError(
+                f"model.moe.dispatch_size must be a width, or 0 for the model's, got "
+                f"{self.dispatch_size}"
+            )
+        if self.capacity_factor is not None and self.capacity_factor <= 0.0:
+            raise ValueError(
+                f"model.moe.capacity_factor must be positive, got {self.capacity_factor}; null "
+                "drops nothing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +210,12 @@ class Architecture:
             )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"model.sliding_window must be positive, got {self.sliding_window}")
+        mixtures = len(self.mixture_layers)
+        if self.moe is not None and self.moe.pyramid and len(self.moe.pyramid) != mixtures:
+            raise ValueError(
+                f"model.moe.pyramid={list(self.moe.pyramid)} names {len(self.moe.pyramid)} layers, "
+                f"but {mixtures} of the {self.num_layers} are mixtures; give one number for each"
+            )
 
     @property
     def resolved_head_dim(self) -> int:
@@ -175,6 +227,19 @@ class Architecture:
         if self.moe is None or layer < self.moe.first_dense_layers:
             return False
         return (layer - self.moe.first_dense_layers) % self.moe.every == 0
+
+    @property
+    def mixture_layers(self) -> tuple[int, ...]:
+        """The blocks that route their tokens to experts, from the bottom."""
+        return tuple(layer for layer in range(self.num_layers) if self.is_moe_layer(layer))
+
+    def experts_of(self, layer: int) -> int:
+        """Routed experts of block `layer`; 0 where it has none."""
+        if self.moe is None or not self.is_moe_layer(layer):
+            return 0
+        if not self.moe.pyramid:
+            return self.moe.num_experts
+        return self.moe.pyramid[self.mixture_layers.index(layer)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,10 @@ def _moe_family(architecture: Architecture, moe: MoeConfig) -> Family:
     fixed = {
         "moe.scoring": (moe.scoring, "softmax"),
         "moe.shared_intermediate_size": (moe.shared_intermediate_size, 0),
+        "moe.pyramid": (moe.pyramid, ()),
+        "moe.residual": (moe.residual, False),
+        "moe.dispatch_size": (moe.dispatch_size, 0),
+        "moe.capacity_factor": (moe.capacity_factor, None),
         "moe.routed_scale": (moe.routed_scale, 1.0),
         "moe.bias_update_rate": (moe.bias_update_rate, 0.0),
         "qkv_bias": (architecture.qkv_bias, False),

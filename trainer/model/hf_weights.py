@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trainer.errors import DataError, RecipeError
 from trainer.model.config import Architecture
-from trainer.model.decoder import Decoder
 from trainer.model.fill import Region, fill
 from trainer.model.hf_config import read_family
 from trainer.model.hf_family import family_of, hf_config
@@ -27,11 +26,12 @@ from trainer.model.hf_files import (
     write_tensors,
 )
 from trainer.model.hf_names import Piece, pieces_of
+from trainer.model.holder import HasDecoder
 
 _NAMED_AT_MOST = 8
 
 
-def load_hf_weights(model: Decoder, folder: Path) -> str:
+def load_hf_weights(model: HasDecoder, folder: Path) -> str:
     """Fill all parameters from `folder`; a sentence with how many tensors were used.
 
     Every rank of a sharded model calls it. Buffers are left alone. Raises DataError listing

@@ -13,16 +13,17 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.model.decoder import Decoder
 from trainer.model.fill import Region, fill
+from trainer.model.holder import HasDecoder
 
 _CHUNK_ELEMENTS = 65_536
 
 
-def init_weights(model: Decoder, seed: int) -> None:
+def init_weights(model: HasDecoder, seed: int) -> None:
     """Fill parameters and reset buffers, also after `to_empty`. All ranks of a sharded model call.
 
-    Norms start at one, biases at zero, everything else from a normal distribution.
+    Norms start at one, biases at zero, everything else from a normal distribution; experts are in
+    their order.
     """
     std = model.architecture.init_std
     residual_std = std / math.sqrt(2 * model.architecture.num_layers)
@@ -32,10 +33,13 @@ def init_weights(model: Decoder, seed: int) -> None:
         elif name.endswith(".bias"):
             torch.nn.init.zeros_(parameter)
         else:
-            writes_residual = "o_proj" in name or "down_proj" in name
+            writes_residual = any(part in name for part in ("o_proj", "down_proj", "ascend"))
             _fill_normal(parameter, name, seed, residual_std if writes_residual else std)
-    for buffer in model.buffers():
-        torch.nn.init.zeros_(buffer)
+    for name, buffer in model.named_buffers():
+        if name.endswith("expert_slot"):
+            buffer.copy_(torch.arange(buffer.numel()))
+        else:
+            torch.nn.init.zeros_(buffer)
 
 
 def _fill_normal(parameter: Tensor, name: str, seed: int, std: float) -> None:

@@ -6,14 +6,63 @@ Gradients are computed in the forward, chunk by chunk, while the logits are ther
 arXiv 2410.10989 and 2411.09009), so memory is O(C V) and nothing is computed twice.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from parallel.tensor.axis import TensorAxis
+from parallel.tensor.layers import local
+from parallel.vocab import vocabulary_parallel_logits, vocabulary_parallel_loss_sum
 from trainer.data.batch import IGNORED
+
+
+class Vocabulary(Protocol):
+    """How hidden states meet the output projection [V, D]."""
+
+    def loss_sum(
+        self, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int
+    ) -> Tensor:
+        """See `token_loss_sum`."""
+
+    def logits(self, hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:
+        """Scores of all tokens of the vocabulary: [T, V]."""
+
+
+class WholeVocabulary:
+    """The `Vocabulary` of a rank that holds all of it."""
+
+    def loss_sum(
+        self, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int
+    ) -> Tensor:
+        """The loss, on this rank alone."""
+        return token_loss_sum(hidden_TD, weight_VD, labels_T, chunk_tokens)
+
+    def logits(self, hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:
+        """[T, V]."""
+        return F.linear(hidden_TD, weight_VD)
+
+
+class SplitVocabulary:
+    """The `Vocabulary` of ranks that hold a part of it each; all of them call it together."""
+
+    def __init__(self, axis: TensorAxis) -> None:
+        self._axis = axis
+
+    def loss_sum(
+        self, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int
+    ) -> Tensor:
+        """The loss, bitwise the same on all ranks of the axis."""
+        return vocabulary_parallel_loss_sum(
+            hidden_TD, local(weight_VD), labels_T, chunk_tokens, self._axis
+        )
+
+    def logits(self, hidden_TD: Tensor, weight_VD: Tensor) -> Tensor:
+        """[T, V] on every rank."""
+        return vocabulary_parallel_logits(hidden_TD, local(weight_VD), self._axis)
 
 
 def token_loss_sum(

@@ -7,7 +7,7 @@ parameters of the module, with their shapes.
 from collections.abc import Iterator
 from math import prod
 
-from trainer.model.config import Architecture
+from trainer.model.config import Architecture, MoeConfig
 
 Shape = tuple[int, ...]
 
@@ -41,14 +41,22 @@ def _block_shapes(a: Architecture, layer: int) -> Iterator[tuple[str, Shape]]:
     if a.moe is None or not a.is_moe_layer(layer):
         yield from _swiglu_shapes("mlp.", a.hidden_size, a.intermediate_size)
         return
-    experts, width = a.moe.num_experts, a.moe.expert_intermediate_size
-    yield "mlp.gate.weight", (experts, a.hidden_size)
-    yield "mlp.experts.gate_up_proj", (experts, a.hidden_size, 2 * width)
-    yield "mlp.experts.down_proj", (experts, width, a.hidden_size)
-    if a.moe.shared_intermediate_size:
-        yield from _swiglu_shapes(
-            "mlp.shared_experts.", a.hidden_size, a.moe.shared_intermediate_size
-        )
+    yield from _mixture_shapes(a.moe, a.hidden_size, a.experts_of(layer))
+
+
+def _mixture_shapes(moe: MoeConfig, hidden: int, experts: int) -> Iterator[tuple[str, Shape]]:
+    width, row = moe.expert_intermediate_size, moe.dispatch_size or hidden
+    yield "mlp.gate.weight", (experts, hidden)
+    yield "mlp.experts.gate_up_proj", (experts, row, 2 * width)
+    yield "mlp.experts.down_proj", (experts, width, row)
+    if moe.shared_intermediate_size:
+        yield from _swiglu_shapes("mlp.shared_experts.", hidden, moe.shared_intermediate_size)
+    if moe.dispatch_size:
+        yield "mlp.descend.weight", (row, hidden)
+        yield "mlp.ascend.weight", (hidden, row)
+    if moe.residual:
+        yield "mlp.coefficients.weight", (2, hidden)
+        yield "mlp.coefficients.bias", (2,)
 
 
 def _swiglu_shapes(prefix: str, hidden: int, width: int) -> Iterator[tuple[str, Shape]]:

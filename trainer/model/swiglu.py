@@ -15,4 +15,8 @@ class SwiGlu(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] to [T, D], each token alone."""
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        return self.down_proj(self.inner(x_TD))
+
+    def inner(self, x_TD: Tensor) -> Tensor:
+        """[T, D] to [T, intermediate]: all but the projection back."""
+        return F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD)

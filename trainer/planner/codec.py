@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from parallel.layout import Layout
+from parallel.sequence.stretches import AttentionScheme
 from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
 
 
@@ -38,6 +39,7 @@ def _round(fields: dict[str, Any]) -> Round:
                 first_rank=group["first_rank"],
                 size=group["size"],
                 sequences=tuple(group["sequences"]),
+                attention=AttentionScheme(**group["attention"]),
             )
             for group in fields["groups"]
         )

@@ -20,12 +20,35 @@ SMOOTHING = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """The attention layers of a model as one rank holds them."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    element_bytes: int
+    num_layers: int
+    windowed: bool
+    """Whether some layers see a window of keys only."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCost:
     """What one step asks of the hardware, from the model's shape."""
 
     parameters: int
     flops_per_token: float
-    """Forward and backward."""
+    """Forward and backward, in a sequence of full length."""
+
+    linear_flops_per_token: float = 0.0
+    """Forward and backward of one token, attention to other tokens not counted."""
+
+    quadratic_flops: float = 0.0
+    """Forward and backward of attention per squared token of a sequence."""
+
+    attention: AttentionShape
+    expert_parameters: int = 0
+    """Of the parameters, those of routed experts."""
 
     sharded: bool
     """Whether parameters are gathered and gradients scattered (FSDP2)."""
@@ -69,7 +92,12 @@ def predict(
     hardware: Hardware,
 ) -> Terms:
     """Seconds of one step for the rank with the most tokens, `rank_tokens`."""
-    flops = rank_tokens * model.flops_per_token * (RECOMPUTE_FACTOR if recompute else 1.0)
+    flops = (
+        rank_tokens
+        * model.flops_per_token
+        / (layout.tp * layout.pp)
+        * (RECOMPUTE_FACTOR if recompute else 1.0)
+    )
     communication_s = (
         sent_bytes(rounds=rounds, layout=layout, model=model)
         / hardware.link_bytes_per_s
@@ -78,7 +106,9 @@ def predict(
     return Terms(
         compute_s=flops / hardware.flops_per_s,
         communication_s=communication_s,
-        update_s=model.parameters / layout.shard / hardware.update_parameters_per_s,
+        update_s=model.parameters
+        / (layout.shard * layout.tp * layout.pp)
+        / hardware.update_parameters_per_s,
         bubble_s=hardware.bubble_s,
         data_s=hardware.data_s,
     )
@@ -89,11 +119,20 @@ def sent_bytes(*, rounds: int, layout: Layout, model: ModelCost) -> int:
     gradient_bytes = 4 * model.parameters
     if not model.sharded:
         return all_reduce_bytes(gradient_bytes, layout.replica)
+    cut = layout.tp * layout.pp
+    dense, experts = model.parameters - model.expert_parameters, model.expert_parameters
+    parts = ((dense // cut, layout.shard), (experts // cut // layout.ep, layout.shard // layout.ep))
+    sent = sum(_sharded_bytes(count, ranks, rounds, model) for count, ranks in parts)
+    held = 4 * (model.parameters // cut // layout.shard)
+    return sent + all_reduce_bytes(held, layout.replica)
+
+
+def _sharded_bytes(parameters: int, ranks: int, rounds: int, model: ModelCost) -> int:
+    """Gathers and reduce-scatters of all rounds over `ranks`."""
     gathers = 2 if model.reshard_after_forward else 1
-    gathered_bytes = gather_bytes(model.param_bytes * model.parameters, layout.shard)
-    scattered_bytes = gather_bytes(gradient_bytes, layout.shard)
-    reduced_bytes = all_reduce_bytes(gradient_bytes // layout.shard, layout.replica)
-    return rounds * (gathers * gathered_bytes + scattered_bytes) + reduced_bytes
+    gathered_bytes = gather_bytes(model.param_bytes * parameters, ranks)
+    scattered_bytes = gather_bytes(4 * parameters, ranks)
+    return rounds * (gathers * gathered_bytes + scattered_bytes)
 
 
 def refit(

@@ -10,8 +10,16 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from parallel.layout import Layout
+from parallel.sequence.stretches import AttentionScheme
 
 Activation = Literal["keep", "recompute"]
+
+Padding = Literal["rows", "group"]
+"""How far streams are padded: each sequence to seq_len, or the last one until the group's ranks can
+share the stream."""
+
+LOCAL = AttentionScheme()
+"""One rank holds the whole stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +52,15 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceGroup:
-    """Neighbouring ranks that hold some packed sequences together for one round."""
+    """Neighbouring data ranks that hold some packed sequences together for one round."""
 
     first_rank: int
     size: int
     sequences: tuple[int, ...]
     """Positions in the step's global batch."""
+
+    attention: AttentionScheme = LOCAL
+    """How the ranks share attention; its degree is `size`."""
 
     @property
     def ranks(self) -> range:
@@ -63,12 +74,16 @@ class Round:
 
     groups: tuple[SequenceGroup, ...]
 
-    def sequences_of(self, rank: int) -> tuple[int, ...]:
-        """What `rank` works on, or nothing."""
+    def group_of(self, data_rank: int) -> SequenceGroup:
+        """The group of `data_rank`; alone and without sequences where the plan names none."""
         for group in self.groups:
-            if rank in group.ranks:
-                return group.sequences
-        return ()
+            if data_rank in group.ranks:
+                return group
+        return SequenceGroup(first_rank=data_rank, size=1, sequences=())
+
+    def sequences_of(self, data_rank: int) -> tuple[int, ...]:
+        """What `data_rank` works on, alone or with others."""
+        return self.group_of(data_rank).sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +93,8 @@ class StepPlan:
     step: int
     layout: Layout
     rounds: tuple[Round, ...]
+    padding: Padding = "rows"
     activation: Activation = "keep"
-    attention: str = "local"
     optimizer: str = "device"
     compression: str = "none"
     predicted: Terms = Terms()
@@ -88,3 +103,9 @@ class StepPlan:
 
     plan_s: float = 0.0
     """Seconds it took to decide."""
+
+    @property
+    def attention(self) -> str:
+        """How sequences are shared in this step, for people."""
+        schemes = {g.attention for r in self.rounds for g in r.groups if g.size > 1}
+        return "; ".join(sorted(map(str, schemes))) or "local"

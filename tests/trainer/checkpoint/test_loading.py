@@ -172,7 +172,7 @@ def _load_on_two(rank: int, run: Path) -> None:
     assert [path for path, _ in loaded.skipped] == [newest]
     assert torch.equal(state["model.weight"], whole_state(2)["model.weight"])
     odd = {**state, **({"extra": torch.ones(1)} if rank == 1 else {})}
-    with pytest.raises(RecipeError, match=r"another model \(rank 1\): 1 of 12 .* extra"):
+    with pytest.raises(RecipeError, match=r"another model: 1 of 12 .* extra"):
         load(odd, [oldest], group)
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.checkpoint.worlds import corrupt, whole_state
+from trainer.checkpoint.boxes import Box
 from trainer.checkpoint.manifest import FileEntry
 from trainer.checkpoint.shard_file import BLOCK_BYTES, check_file, header_of, lay_out, write_shard
 from trainer.checkpoint.share import plan_share
@@ -25,7 +26,14 @@ def test_safetensors_reads_the_file(tmp_path: Path) -> None:
 
 
 def test_every_tensor_is_aligned_to_its_type() -> None:
-    blocks = [("a", torch.uint8, (3,)), ("b", torch.float64, (1,)), ("c", torch.bfloat16, (5,))]
+    blocks = [
+        (name, 0, dtype, Box((0,), (size,), (0,)))
+        for name, dtype, size in (
+            ("a", torch.uint8, 3),
+            ("b", torch.float64, 1),
+            ("c", torch.bfloat16, 5),
+        )
+    ]
     pieces = lay_out(blocks)
     assert [piece.name for piece in pieces] == ["b", "c", "a"]
     assert all(piece.begin % piece.dtype.itemsize == 0 for piece in pieces)

@@ -22,7 +22,9 @@ def _check_plans(rank: int, _: Path) -> None:
     _check_replicas_are_spread(group)
     _check_empty_holders(rank, flat, group)
     odd = {"a": torch.zeros(2 if rank == 1 else 3)}
-    with pytest.raises(RanksFailed, match=r"ranks \[1\] pass other tensor"):
+    with pytest.raises(
+        RanksFailed, match=r"rank 1 holds a as F32\[2\], a rank before it as F32\[3\]"
+    ):
         plan_share(odd, group)
     with pytest.raises(RanksFailed, match="rank 0: tensor a has dtype"):
         plan_share({"a": torch.zeros(2, dtype=torch.complex64)}, group)

@@ -7,7 +7,7 @@ from trainer.data.packing import best_fit_decreasing, count_rows, pack, too_long
 
 LENGTHS = st.lists(st.integers(0, 70), max_size=60).map(lambda values: np.array(values, np.int64))
 SEQ_LENS = st.integers(1, 40)
-PACKINGS = st.sampled_from(["split", "whole"])
+PACKINGS = st.sampled_from(["split", "whole", "single"])
 FEW = settings(deadline=None, max_examples=60)
 
 
@@ -50,6 +50,16 @@ def test_split_fills_every_row_but_the_last(lengths, seq_len, seed):
     rows = pack(lengths, seq_len, "split", document_order=order_of(lengths, seed))
     assert all(n == seq_len for n in row_lengths(rows)[:-1])
     assert len(too_long(lengths, seq_len, "split")) == 0
+
+
+@FEW
+@given(LENGTHS, SEQ_LENS, st.integers(0, 3))
+def test_single_puts_one_document_in_a_row_and_cuts_none_that_fits(lengths, seq_len, seed):
+    rows = pack(lengths, seq_len, "single", document_order=order_of(lengths, seed))
+    assert rows.ends.tolist() == list(range(1, len(rows.document) + 1))
+    assert rows.count == count_rows(lengths, seq_len, "single")
+    short = lengths[rows.document] <= seq_len
+    assert (rows.length[short] == lengths[rows.document][short]).all()
 
 
 @FEW

@@ -17,7 +17,7 @@ from trainer.data.stream import TokenStream
 from trainer.data.tokenising import Filler
 from trainer.errors import DataError
 
-CASES = list(itertools.product(["split", "whole"], [8, 33], [1, 3, 100], [0, 11]))
+CASES = list(itertools.product(["split", "whole", "single"], [8, 33], [1, 3, 100], [0, 11]))
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +282,23 @@ def test_a_batch_costs_little(tmp_path, tokenizer, make_texts):
         took_s.append(time.perf_counter() - begin_s)
     # 0.4 to 1 ms on an idle core; the bound leaves room for a busy machine.
     assert statistics.median(took_s) < 0.01
+
+
+def test_streams_of_sequences_at_their_own_length_are_shared_out_without_loss(small, tokenizer):
+    _, stream = open_stream(small, tokenizer, packing="single", per_step=5)
+    sequences = stream.sequences(0)
+    assert len({s.num_tokens for s in sequences}) > 1
+    whole = stream.batch(sequences, padded=False, multiple=8)
+    padded = stream.batch(sequences)
+    total = whole.sequence_ends[-1]
+    assert total % 8 == 0
+    assert 0 <= total - whole.num_tokens < 8
+    assert whole.num_targets == padded.num_targets == int((whole.labels_T != IGNORED).sum())
+    stretches = (((0, 3), (8, total)), ((3, 8),))
+    shares = [whole.share(held) for held in stretches]
+    joined = torch.cat([shares[0].labels_T[:3], shares[1].labels_T, shares[0].labels_T[3:]])
+    assert torch.equal(joined, whole.labels_T)
+    assert [len(s.tokens_T) for s in shares] == [total - 5, 5]
+    nothing = stream.batch([], padded=False, multiple=4)
+    assert len(nothing.tokens_T) == 4
+    assert nothing.num_targets == 0

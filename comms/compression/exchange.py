@@ -1,0 +1,278 @@
+"""Compressed sums of gradients over the ranks of a group.
+
+On a DDP model, which gets averages as usual:
+
+    exchange = Exchange(CompressionConfig(method="econtrol", ratio=0.01), group=dist.new_group())
+    model.register_comm_hook(DdpBuckets(exchange, model.module), ddp_hook)
+
+The group must be used by nothing else, as its collectives run on another thread. With
+`method="dgc", momentum=0.9` the optimizer must apply no momentum: see comms/compression/sgd.py.
+
+Guarantees, each asserted in tests/comms/compression/test_exchange.py:
+- all ranks get the same sums, bitwise, for every method;
+- the bytes counted are those of the formulas;
+- a gradient that is not finite gives NaN on all ranks and changes the state of none;
+- after `rollback`, or where a rank was lost, the state is that of the last committed step;
+- the method may change from step to step: what was not sent yet is sent by the next one.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from comms.compression.config import CompressionConfig, StepChoice, ratio_at
+from comms.compression.dense import Dense, reduce_dense_runs
+from comms.compression.dgc import DeepGradientCompression
+from comms.compression.econtrol import ErrorControl
+from comms.compression.geometry import Geometry, cut
+from comms.compression.method import Method, Phases, Scratch, Step
+from comms.compression.momentum import Momentum
+from comms.compression.powersgd import PowerSGD
+from comms.compression.quantized import QuantizedAllReduce
+from comms.compression.runner import Pending, Runner
+from comms.compression.state import Slot
+from comms.compression.two_level import inside_bytes, over_hosts, shard_numel
+from comms.ledger import Ledger
+from comms.volume import all_reduce_bytes
+
+logger = logging.getLogger("braid")
+
+STEPS = "steps"
+"""Name under which a state dict holds the committed steps of a key."""
+
+FULL = ("residual", "velocity", "estimate", "estimate_sum")
+"""State that has one entry per entry of the gradient."""
+
+
+class Exchange:
+    """Sums flat gradients over `group`, each under a key of its own, compressed.
+
+    With `inside`, the ranks of one host, gradients are summed dense there first, and `group` holds
+    the ranks of the same place on each host. All ranks make it, and call `start` with the same keys
+    in the same order. What a rank keeps takes 8 bytes per element for error feedback and 16 for
+    `dgc` and `econtrol`, twice that with the copy that a dropped step falls back to.
+    """
+
+    def __init__(
+        self,
+        config: CompressionConfig,
+        *,
+        group: dist.ProcessGroup,
+        inside: dist.ProcessGroup | None = None,
+        ledger: Ledger | None = None,
+        axis: str = "replica",
+        background: bool = True,
+    ) -> None:
+        self._config = self._step_config = config
+        self._method = _method_of(config)
+        self._momentum = Momentum(config.momentum, config.nesterov)
+        self._group = group
+        self._inside = inside
+        self._ledger = ledger
+        self._axis = axis
+        self._slots: dict[str, Slot] = {}
+        self._scratch = Scratch()
+        self._runner = Runner(background=background)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks whose gradients are summed."""
+        return self._group.size() * (1 if self._inside is None else self._inside.size())
+
+    def start(
+        self,
+        key: str,
+        flat: Tensor,
+        shapes: Sequence[Sequence[int]] | None = None,
+        then: Callable[[BaseException | None], None] | None = None,
+    ) -> Pending:
+        """Begin to sum a flat fp32 gradient over the ranks, in place.
+
+        `shapes` are those of the tensors in it, one after another: vectors and small ones then
+        travel uncompressed, and low-rank methods know their matrices. `then` is called when it is
+        over, with the error or None, perhaps on another thread. Raises ValueError where `flat` is
+        not a contiguous fp32 vector, or the shapes are not those of it.
+        """
+        if flat.dtype != torch.float32 or flat.ndim != 1 or not flat.is_contiguous():
+            raise ValueError(
+                f"A gradient of dtype {flat.dtype} and shape {tuple(flat.shape)} was passed under "
+                f"{key!r}; it must be a contiguous fp32 vector."
+            )
+        numel = flat.numel()
+        if self._inside is not None:
+            numel, shapes = shard_numel(numel, self._inside.size()), None
+        geometry = cut(numel, shapes, self._step_config)
+        slot = self._slot(key, numel)
+        steps = slot.steps + slot.open
+        ratio = ratio_at(steps, self._step_config)
+        self._count(flat.numel(), geometry, ratio)
+        seed = zlib.crc32(f"{self._config.seed}/{key}/{steps}".encode())
+        phases = self._phases(slot, flat, geometry, ratio, seed, self._method)
+        serial = self._method.phases > 1 or self._inside is not None
+        return self._runner.submit(phases, flat, serial=serial, then=then)
+
+    def sent_bytes(self, geometry: Geometry, ratio: float) -> dict[str, int]:
+        """Bytes that this rank sends over `group` for one gradient, per operation."""
+        found = {"all_reduce": all_reduce_bytes(4 * geometry.dense_numel, self._group.size())}
+        if geometry.matrices:
+            sent = self._method.sent_bytes(geometry, self._group.size(), ratio)
+            for operation, sent_bytes in sent.items():
+                found[operation] = found.get(operation, 0) + sent_bytes
+        return {operation: sent_bytes for operation, sent_bytes in found.items() if sent_bytes}
+
+    def set_method(self, choice: StepChoice) -> None:
+        """Use another method or ratio from the next `start` on; all ranks do so at the same step.
+
+        Errors and momentum are carried over: what an earlier method has not sent yet goes with the
+        next, at once where that one is dense. Raises ValueError where momentum does not fit.
+        """
+        self._step_config = self._config.with_choice(choice)
+        self._method = _method_of(self._step_config)
+
+    def commit(self) -> None:
+        """Keep what the step did to the state. Called after all its sums were waited for; a step
+        that was neither committed nor rolled back is committed when the next begins."""
+        for slot in self._slots.values():
+            slot.commit()
+
+    def rollback(self) -> None:
+        """Take a dropped step back. Called after all its sums were waited for or have failed."""
+        for slot in self._slots.values():
+            slot.rollback()
+
+    def reset(self, reason: str) -> None:
+        """Forget what was not sent, and say so."""
+        if self._slots:
+            logger.warning("compression state of %d gradients reset: %s", len(self._slots), reason)
+        self._slots.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """This rank's state as of the last committed step, as `key/name`; not copied."""
+        found = {}
+        for key, slot in self._slots.items():
+            found[f"{key}/{STEPS}"] = torch.tensor(slot.steps)
+            found |= {f"{key}/{name}": value for name, value in slot.committed().items()}
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state, copied. Keys whose sizes no longer fit are reset when used."""
+        self._slots.clear()
+        found: dict[str, dict[str, Tensor]] = {}
+        for path, value in state.items():
+            key, name = path.rsplit("/", 1)
+            found.setdefault(key, {})[name] = value.clone()
+        for key, values in found.items():
+            self.put_state(key, values)
+
+    def drop_state(self, key: str) -> None:
+        """Forget one key, whose state has been read."""
+        self._slots.pop(key, None)
+
+    def put_state(self, key: str, state: Mapping[str, Tensor]) -> None:
+        """Give one key a state: names as in `state_dict`, without the key. Not copied."""
+        slot = self._slots[key] = Slot()
+        slot.values |= {name: value for name, value in state.items() if name != STEPS}
+        slot.steps = int(state[STEPS])
+
+    def close(self) -> None:
+        """End the thread. Sums under way are finished first."""
+        self._runner.close()
+
+    def _slot(self, key: str, numel: int) -> Slot:
+        slot = self._slots.setdefault(key, Slot())
+        kept = {name: slot.values[name].numel() for name in FULL if name in slot.values}
+        if any(size != numel for size in kept.values()):
+            logger.warning(
+                "compression state of %s reset: it holds %s elements, the gradient %d",
+                *(key, sorted(set(kept.values())), numel),
+            )
+            slot = self._slots[key] = Slot()
+        return slot
+
+    def _clip(self, slot: Slot, flat: Tensor, clip_norm: float) -> None:
+        """Bound this rank's gradient by the bound on the sum over the root of the ranks
+        (arXiv 1712.01887, section 3.3: gradients of ranks are independent). Of other keys, the
+        norm is that of their last step."""
+        slot.replace("squared_norm", torch.dot(flat, flat))
+        norms = [other.values.get("squared_norm") for other in list(self._slots.values())]
+        norm = float(sum(float(squared) for squared in norms if squared is not None)) ** 0.5
+        limit = clip_norm / self.ranks**0.5
+        if norm > limit:
+            flat *= limit / norm
+
+    def _count(self, numel: int, geometry: Geometry, ratio: float) -> None:
+        if self._ledger is None:
+            return
+        for operation, sent_bytes in self.sent_bytes(geometry, ratio).items():
+            self._ledger.sent(self._axis, operation, sent_bytes)
+        if self._inside is not None:
+            for operation, sent_bytes in inside_bytes(numel, self._inside.size()).items():
+                self._ledger.sent(f"{self._axis}_inside", operation, sent_bytes)
+
+    def _phases(
+        self,
+        slot: Slot,
+        flat: Tensor,
+        geometry: Geometry,
+        ratio: float,
+        seed: int,
+        method: Method,
+    ) -> Phases:
+        slot.begin()
+
+        def between_hosts(part: Tensor) -> Phases:
+            finite = bool(part.sum().isfinite())
+            if finite and self._config.clip_norm is not None:
+                self._clip(slot, part, self._config.clip_norm)
+            step = Step(geometry, self._group, ratio, seed, finite, self._scratch)
+            return (yield from _compressed_and_dense(slot, part, step, method, self._momentum))
+
+        if self._inside is None:
+            finite = yield from between_hosts(flat)
+        else:
+            finite = yield from over_hosts(flat, self._inside, between_hosts)
+        if not finite:
+            flat.fill_(torch.nan)
+            slot.rollback()
+        return finite
+
+
+def _compressed_and_dense(
+    slot: Slot, flat: Tensor, step: Step, method: Method, momentum: Momentum
+) -> Phases:
+    """Compress the matrices, and sum the rest beside them in one piece."""
+    if not step.geometry.dense:
+        return (yield from method.exchange(slot, flat, step))
+    dense = reduce_dense_runs(slot, flat, step, momentum)
+    dense_work = next(dense)
+    finite = True
+    if step.geometry.matrices:
+        finite = yield from method.exchange(slot, flat, step)
+    yield dense_work
+    return (yield from dense) and finite
+
+
+def _method_of(config: CompressionConfig) -> Method:
+    momentum = Momentum(config.momentum, config.nesterov)
+    match config.method:
+        case "none":
+            return Dense(torch.float32, momentum)
+        case "fp16":
+            return Dense(torch.float16, momentum)
+        case "bf16":
+            return Dense(torch.bfloat16, momentum)
+        case "dgc":
+            # Where all is sent, nothing needs masking, and SGD with momentum is what remains.
+            if config.ratio == 1:
+                return Dense(torch.float32, momentum)
+            return DeepGradientCompression(config)
+        case "powersgd":
+            return PowerSGD(config)
+        case "quantized":
+            return QuantizedAllReduce(config)
+        case _:
+            return ErrorControl(config)

@@ -1,0 +1,1 @@
+"""What lives outside device memory, and when it moves."""

@@ -1,0 +1,1 @@
+"""Byte buffers kept in preallocated files."""

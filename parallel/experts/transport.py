@@ -1,0 +1,172 @@
+"""Rows of one layer on their way to the ranks that hold their experts, and home again.
+
+R rows of this rank, S rows that arrive here, D their width, V slots over all ranks.
+
+No autograd in here: the gradient of the way out is the way home, and the other way round.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from comms.ledger import Ledger
+from parallel.experts.route import Regroup, RowPlan, direct_plan, staged_plan, transposed
+
+
+class Lane:
+    """All-to-all exchanges over one group, counted as `ep/<operation>`."""
+
+    def __init__(self, group: dist.ProcessGroup, ledger: Ledger, operation: str) -> None:
+        self.ranks = group.size()
+        self.rank = group.rank()
+        self._group = group
+        self._ledger = ledger
+        self._operation = operation
+
+    def begin(
+        self, rows: Tensor, sent: Sequence[int], received: Sequence[int], suffix: str = ""
+    ) -> "Flight":
+        """Send `sent[i]` rows to rank i; all ranks of the group call it, also with no rows."""
+        if self.ranks == 1:
+            return Flight(rows, rows, None, self._ledger)
+        rows = rows.contiguous()
+        arriving = rows.new_empty((sum(received), *rows.shape[1:]))
+        row_bytes = prod(rows.shape[1:]) * rows.element_size()
+        others = sum(sent) - sent[self.rank]
+        self._ledger.sent("ep", self._operation + suffix, others * row_bytes)
+        # As bytes: not every backend exchanges every dtype.
+        work = dist.all_to_all_single(
+            _as_bytes(arriving),
+            _as_bytes(rows),
+            output_split_sizes=list(received),
+            input_split_sizes=list(sent),
+            group=self._group,
+            async_op=True,
+        )
+        return Flight(arriving, rows, work, self._ledger)
+
+
+def _as_bytes(rows: Tensor) -> Tensor:
+    return (rows.unsqueeze(1) if rows.ndim == 1 else rows).view(torch.uint8)
+
+
+class Flight:
+    """Rows under way."""
+
+    def __init__(
+        self, arriving: Tensor, leaving: Tensor, work: dist.Work | None, ledger: Ledger
+    ) -> None:
+        self._arriving = arriving
+        # Kept until the exchange is over: it is read meanwhile.
+        self._leaving: Tensor | None = leaving
+        self._work = work
+        self._ledger = ledger
+
+    def wait(self) -> Tensor:
+        """The rows, which are there when it returns (on CUDA: for what is queued after it)."""
+        if self._work is not None:
+            with self._ledger.waiting():
+                self._work.wait()
+        self._work = self._leaving = None
+        return self._arriving
+
+
+class Announcement(Protocol):
+    """Counts under way."""
+
+    def plan(self) -> RowPlan:
+        """Wait for the counts, and read them on the host."""
+
+
+class Announced:
+    """Counts told directly to every rank."""
+
+    def __init__(self, lane: Lane, counts_V: Tensor, slots: Sequence[int]) -> None:
+        self._slots = slots
+        self._counts_V = counts_V
+        own = [slots[lane.rank]] * lane.ranks
+        self._flight = lane.begin(counts_V, slots, own, "_counts")
+
+    def plan(self) -> RowPlan:
+        """Wait for the counts, and read them on the host, once for all."""
+        counts = torch.cat([self._counts_V, self._flight.wait()]).tolist()
+        total = self._counts_V.numel()
+        return direct_plan(counts[:total], counts[total:], self._slots)
+
+
+class StagedAnnounced:
+    """Counts told inside the host first, then between hosts."""
+
+    def __init__(self, inside: Lane, between: Lane, counts_V: Tensor, slots: Sequence[int]) -> None:
+        self._slots, self._counts_V = slots, counts_V
+        self._local_ranks, self._local = inside.ranks, inside.rank
+        hosts, ranks = between.ranks, inside.ranks
+        places = [[slots[h * ranks + p] for h in range(hosts)] for p in range(ranks)]
+        own = places[inside.rank]
+        by_place = Regroup(tuple(slots), transposed(hosts, ranks)).apply(counts_V)
+        sent = [sum(place) for place in places]
+        gathered = inside.begin(by_place, sent, [sum(own)] * ranks, "_counts").wait()
+        self._gathered = gathered
+        by_host = Regroup(tuple(own * ranks), transposed(ranks, hosts)).apply(gathered)
+        arriving = [ranks * slots[between.rank * ranks + inside.rank]] * hosts
+        self._flight = between.begin(by_host, [ranks * n for n in own], arriving, "_counts")
+
+    def plan(self) -> RowPlan:
+        """Wait for the counts, and read them on the host, once for all."""
+        parts = [self._counts_V, self._gathered, self._flight.wait()]
+        counts = torch.cat(parts).tolist()
+        first = parts[0].numel()
+        second = first + parts[1].numel()
+        return staged_plan(
+            counts[:first],
+            counts[first:second],
+            counts[second:],
+            self._slots,
+            local_ranks=self._local_ranks,
+            local=self._local,
+        )
+
+
+class Transport:
+    """One layer's rows, out and home, over the lanes of a plan.
+
+    Every `begin` is followed by its `end` before the next `begin`. The last lane, which is the
+    slowest, works between the two; the others inside them.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], plan: RowPlan) -> None:
+        self._lanes = lanes
+        self.plan = plan
+        self._flight: Flight | None = None
+
+    def begin_out(self, x_RD: Tensor) -> None:
+        """Rows leave for their experts."""
+        for lane, hop in zip(self._lanes, self.plan.hops, strict=True):
+            if self._flight is not None:
+                x_RD = self._flight.wait()
+            self._flight = lane.begin(hop.before.apply(x_RD), hop.sent, hop.received)
+
+    def end_out(self) -> Tensor:
+        """[S, D], sorted by slot."""
+        return self.plan.final.apply(self._landed())
+
+    def begin_home(self, y_SD: Tensor) -> None:
+        """Rows leave for where they came from."""
+        lane, hop = self._lanes[-1], self.plan.hops[-1]
+        self._flight = lane.begin(self.plan.final.inverse(y_SD), hop.received, hop.sent)
+
+    def end_home(self) -> Tensor:
+        """[R, D] in the order in which rows left."""
+        y = self.plan.hops[-1].before.inverse(self._landed())
+        for lane, hop in reversed(list(zip(self._lanes[:-1], self.plan.hops[:-1], strict=True))):
+            y = hop.before.inverse(lane.begin(y, hop.received, hop.sent).wait())
+        return y
+
+    def _landed(self) -> Tensor:
+        assert self._flight is not None, "nothing is under way"
+        flight, self._flight = self._flight, None
+        return flight.wait()

@@ -1,0 +1,128 @@
+"""Collectives of the hierarchy's axes, each counted where it is called."""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
+    DefaultAllGather,
+    DefaultReduceScatter,
+)
+
+from comms.ledger import Ledger
+from comms.volume import all_reduce_bytes, gather_bytes
+
+# torch names its collectives of one tensor differently from release to release; FSDP2's own calls
+# are the same in all of them.
+_ALL_GATHER = DefaultAllGather()
+_REDUCE_SCATTER = DefaultReduceScatter()
+
+
+@dataclass(frozen=True)
+class Line:
+    """The ranks that meet this one on an axis. All of them make every call, in the same order.
+
+    Each call starts a collective and returns what to `wait` for; None where the rank is alone.
+    """
+
+    axis: str
+    group: dist.ProcessGroup
+    ledger: Ledger
+
+    @property
+    def ranks(self) -> int:
+        """Ranks on this line."""
+        return self.group.size()
+
+    def reduce_scatter(self, output: Tensor, source: Tensor) -> dist.Work | None:
+        """Sum `source`, which has one part per rank, and keep this rank's part in `output`."""
+        if self.ranks == 1:
+            return None
+        sent_bytes = gather_bytes(_bytes_of(source), self.ranks)
+        self.ledger.sent(self.axis, "reduce_scatter", sent_bytes)
+        return _REDUCE_SCATTER(
+            output.view(-1), source.view(-1), self.group, dist.ReduceOp.SUM, async_op=True
+        )
+
+    def all_reduce(self, values: Tensor) -> dist.Work | None:
+        """Sum in place."""
+        if self.ranks == 1:
+            return None
+        sent_bytes = all_reduce_bytes(_bytes_of(values), self.ranks)
+        self.ledger.sent(self.axis, "all_reduce", sent_bytes)
+        return dist.all_reduce(values, group=self.group, async_op=True)
+
+    def all_gather(self, output: Tensor, source: Tensor) -> dist.Work | None:
+        """Put every rank's `source` into `output`, one part per rank."""
+        if self.ranks == 1:
+            return None
+        sent_bytes = gather_bytes(_bytes_of(output), self.ranks)
+        self.ledger.sent(self.axis, "all_gather", sent_bytes)
+        return _ALL_GATHER(output.view(-1), source.view(-1), self.group, async_op=True)
+
+    def wait(self, work: dist.Work | None) -> None:
+        """Wait for a collective; the time counts as communication that compute did not hide."""
+        if work is not None:
+            with self.ledger.waiting():
+                work.wait()
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+class _TimedWork(dist.Work):
+    """A collective under way; waiting for it is counted."""
+
+    def __init__(self, work: dist.Work, ledger: Ledger) -> None:
+        super().__init__()
+        self._work = work
+        self._ledger = ledger
+
+    def wait(self, *arguments: object) -> bool:
+        with self._ledger.waiting():
+            return self._work.wait(*arguments)  # type: ignore[arg-type]
+
+
+class CountedAllGather(DefaultAllGather):
+    """FSDP2's gather of weights, counted on the axis `weights`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        """Count, then gather."""
+        sent_bytes = gather_bytes(_bytes_of(output_tensor), group.size())
+        self._ledger.sent("weights", "all_gather", sent_bytes)
+        with self._ledger.waiting():
+            work = super().__call__(output_tensor, input_tensor, group, async_op)
+        return None if work is None else _TimedWork(work, self._ledger)
+
+
+class CountedReduceScatter(DefaultReduceScatter):
+    """FSDP2's reduction of gradients, counted on the axis `weights`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> dist.Work:
+        """Count, then reduce."""
+        sent_bytes = gather_bytes(_bytes_of(input_tensor), group.size())
+        self._ledger.sent("weights", "reduce_scatter", sent_bytes)
+        with self._ledger.waiting():
+            return super().__call__(output_tensor, input_tensor, group, op, async_op)

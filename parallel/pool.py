@@ -1,0 +1,63 @@
+"""The sequence groups of a layout's pools: communicators made once, looked up every round."""
+
+from collections.abc import Callable
+
+import torch.distributed as dist
+from torch import Tensor
+
+from comms.ledger import Ledger
+from comms.volume import all_reduce_bytes
+from parallel.attention import AttentionFn, packed_attention
+from parallel.layout import Layout
+from parallel.sequence.attention import SequenceAttention
+from parallel.sequence.communicators import SequenceCommunicators, make_communicators
+from parallel.sequence.stretches import AttentionScheme
+
+
+class SequencePool:
+    """How this rank attends together with others, by the scheme of its group."""
+
+    def __init__(self, communicators: SequenceCommunicators, ledger: Ledger) -> None:
+        self._communicators = communicators
+        self._ledger = ledger
+        self._attention: dict[AttentionScheme, AttentionFn] = {}
+
+    def attention(self, scheme: AttentionScheme) -> AttentionFn:
+        """Attention over this rank's aligned group of `scheme.degree` ranks, which all call it."""
+        if scheme.degree == 1:
+            return packed_attention
+        if scheme not in self._attention:
+            groups = self._communicators.of(scheme)
+            self._attention[scheme] = SequenceAttention(groups, scheme, ledger=self._ledger)
+        return self._attention[scheme]
+
+    def sum_over(self, size: int) -> Callable[[Tensor], Tensor] | None:
+        """Sums a tensor over this rank's aligned group of `size`; None for a rank alone."""
+        if size == 1:
+            return None
+        group = self._communicators.whole(size)
+
+        def total(values: Tensor) -> Tensor:
+            summed = values.detach().clone()
+            payload_bytes = summed.numel() * summed.element_size()
+            self._ledger.sent("sp", "all_reduce", all_reduce_bytes(payload_bytes, size))
+            with self._ledger.waiting():
+                dist.all_reduce(summed, group=group)
+            return summed
+
+        return total
+
+
+def open_pool(
+    layout: Layout, *, rank: int, schemes: list[AttentionScheme], ledger: Ledger
+) -> SequencePool:
+    """Make the groups of `schemes` in every pool of the layout. All ranks call it alike."""
+    own: SequenceCommunicators | None = None
+    sizes = sorted({scheme.degree for scheme in schemes if scheme.degree > 1})
+    shared = [scheme for scheme in schemes if scheme.degree > 1]
+    for pool in sorted({layout.pool(r) for r in range(layout.world_size)}):
+        # Making a group is collective over the world: everybody takes part in everybody's.
+        made = make_communicators(pool, sizes, shared)
+        own = made if rank in pool else own
+    assert own is not None
+    return SequencePool(own, ledger)

@@ -1,0 +1,25 @@
+import pytest
+
+from offload.config import OffloadConfig
+
+
+def test_the_default_needs_nothing():
+    assert OffloadConfig().disk == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"share": 1.5}, "offload.share must be between 0 and 1, got 1.5"),
+        ({"disk_share": -0.1}, "offload.disk_share"),
+        ({"optimizer": "disk"}, "names no directory"),
+        ({"disk_depth": 0}, "positive or auto, got 0"),
+        ({"disk_timeout_s": 0.0}, "disk_timeout_s must be positive"),
+        ({"subgroup_parameters": 1000}, "at least 1024"),
+        ({"buffers": 1}, "at least 2"),
+        ({"host_memory_fraction": 2.0}, "host_memory_fraction"),
+    ],
+)
+def test_impossible_values_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        OffloadConfig(**keys)

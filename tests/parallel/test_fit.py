@@ -1,0 +1,51 @@
+"""What does not fit is refused with key, value, rule and the values that would do."""
+
+import pytest
+
+from parallel.config import ParallelConfig
+from parallel.fit import ModelShape, check_fit
+from parallel.layout import Layout
+
+
+def _shape(**changes):
+    values = {
+        "num_layers": 6,
+        "num_heads": 8,
+        "windowed": False,
+        "tied": False,
+        "expert_counts": (6, 6),
+    }
+    return ModelShape(**{**values, **changes})
+
+
+GOOD = [
+    (Layout(), ParallelConfig()),
+    (Layout(tp=4, shard=3, ep=3), ParallelConfig(tp=4, ep=3)),
+    (Layout(pp=3), ParallelConfig(pp=3, schedule="interleaved")),
+    (Layout(shard=8), ParallelConfig(sp=8)),
+    (Layout(shard=4, shard_weights=2), ParallelConfig(sp="auto", shard_weights=2)),
+]
+
+
+@pytest.mark.parametrize(("layout", "config"), GOOD, ids=str)
+def test_what_fits_is_accepted(layout, config):
+    assert check_fit(layout, config, _shape()) is None
+
+
+BAD = [
+    (Layout(shard=4, ep=4), {}, {}, r"parallel.ep=4 does not divide .*=6; .*\[1, 2, 3, 6\]"),
+    (Layout(shard=2, ep=2), {}, {"expert_counts": ()}, "the model has no experts"),
+    (Layout(pp=7), {}, {}, "needs 7 stages, but model.num_layers=6; choose pp of at most 6"),
+    (Layout(pp=4), {"schedule": "zero_bubble"}, {}, "choose pp of at most 3"),
+    (Layout(pp=2), {}, {"tied": True}, "untie them or set pp to 1"),
+    (Layout(shard=6), {"sp": 4}, {}, r"parallel.sp=4 does not divide .*=6; .*\[1, 2, 3, 6\]"),
+    (Layout(shard=6), {"sp": 3}, {}, r"not a power of two.*choose one of \[1, 2\]"),
+    (Layout(shard=16), {"sp": 16}, {"windowed": True}, r"8 query heads.*\[1, 2, 4, 8\]"),
+    (Layout(shard=4, shard_weights=2, tp=2), {}, {}, "do not work with parallel.tp=2"),
+]
+
+
+@pytest.mark.parametrize(("layout", "options", "changes", "message"), BAD)
+def test_what_does_not_fit_is_refused_with_the_remedy(layout, options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_fit(layout, ParallelConfig(**options), _shape(**changes))

@@ -1,0 +1,83 @@
+"""Which planner a recipe gets, and what it is told of model and machine."""
+
+from math import prod
+
+from comms.config import RankEnvironment
+from comms.groups import device_of
+from trainer.assembly import Assembly
+from trainer.config import JobConfig
+from trainer.data.corpus import packing_of
+from trainer.measure import measure_hardware
+from trainer.model.config import Architecture
+from trainer.model.size import flops_per_token, parameter_count, parameter_shapes
+from trainer.planner.batch import BatchArithmetic
+from trainer.planner.costs import AttentionShape, ModelCost
+from trainer.planner.fixed import FixedPlanner
+from trainer.planner.groups import GroupPlanner
+from trainer.planner.plan import Activation
+from trainer.planner.protocol import Planner
+from trainer.spread import group_sizes, pool_ranks_per_host
+
+
+def build_planner(
+    config: JobConfig,
+    environment: RankEnvironment,
+    assembly: Assembly,
+    arithmetic: BatchArithmetic,
+) -> Planner:
+    """The planner with this machine's rates. All ranks call it: links are measured together.
+
+    Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
+    """
+    cost = model_cost(config, assembly)
+    hardware = measure_hardware(device_of(environment))
+    activation: Activation = "recompute" if config.train.recompute else "keep"
+    if config.parallel.sp == 1 and packing_of(config.data) != "single":
+        return FixedPlanner(
+            layout=assembly.layout,
+            arithmetic=arithmetic,
+            activation=activation,
+            model=cost,
+            hardware=hardware,
+        )
+    return GroupPlanner(
+        layout=assembly.layout,
+        arithmetic=arithmetic,
+        activation=activation,
+        model=cost,
+        hardware=hardware,
+        degrees=group_sizes(config, assembly.layout),
+        ranks_per_host=pool_ranks_per_host(assembly.layout, environment),
+    )
+
+
+def model_cost(config: JobConfig, assembly: Assembly) -> ModelCost:
+    """What a step of this model asks of the hardware."""
+    a, layout = assembly.architecture, assembly.layout
+    sharded = bool(assembly.weights.fsdp_modules())
+    tokens = config.data.seq_len
+    linear_flops = flops_per_token(a, a.vocab_size, context_tokens=0)
+    full_flops = flops_per_token(a, a.vocab_size, context_tokens=tokens)
+    return ModelCost(
+        parameters=parameter_count(a),
+        expert_parameters=_expert_parameters(a),
+        flops_per_token=full_flops,
+        linear_flops_per_token=linear_flops,
+        quadratic_flops=(full_flops - linear_flops) / tokens,
+        attention=AttentionShape(
+            num_heads=a.num_heads // layout.tp,
+            num_kv_heads=a.num_kv_heads // layout.tp,
+            head_dim=a.resolved_head_dim,
+            element_bytes=assembly.dtype.itemsize,
+            num_layers=a.num_layers // layout.pp,
+            windowed=a.sliding_window is not None,
+        ),
+        sharded=sharded,
+        param_bytes=assembly.dtype.itemsize,
+        reshard_after_forward=sharded and config.parallel.reshard_after_forward,
+    )
+
+
+def _expert_parameters(architecture: Architecture) -> int:
+    shapes = parameter_shapes(architecture).items()
+    return sum(prod(shape) for name, shape in shapes if ".mlp.experts." in name)

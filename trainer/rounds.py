@@ -1,0 +1,77 @@
+"""Forward and backward of all rounds of a step, on one model or on the stages of a pipeline.
+
+Guarantee, asserted in tests/invariants/test_losses.py: both add up the same losses and gradients.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from parallel.gradients import Gradients
+from parallel.pipeline.run import Pipeline
+from trainer.data.batch import Batch
+from trainer.model.decoder import Decoder
+from trainer.model.layers import LossParts
+from trainer.model.packing import Sharing
+from trainer.model.stage import DecoderStages
+
+
+class Rounds(Protocol):
+    """What trains on the rounds of a step. All ranks call each method alike."""
+
+    def train(
+        self, batches: Sequence[Batch], sharings: Sequence[Sharing], *, divisor: float
+    ) -> LossParts:
+        """Forward and backward of all rounds. Gradients of the losses' sum over `divisor` are added
+        up; returns this rank's sums, detached, with a row of loads for every mixture layer of the
+        model, zero where another rank has it."""
+
+    def evaluate(self, batch: Batch) -> LossParts:
+        """Sums of one batch that every rank has, without gradients."""
+
+
+class PlainRounds:
+    """Rounds one after the other on a whole model."""
+
+    def __init__(self, model: Decoder, gradients: Gradients) -> None:
+        self._model = model
+        self._gradients = gradients
+
+    def train(
+        self, batches: Sequence[Batch], sharings: Sequence[Sharing], *, divisor: float
+    ) -> LossParts:
+        found = []
+        for number, (batch, sharing) in enumerate(zip(batches, sharings, strict=True)):
+            self._gradients.start_round(last=number == len(batches) - 1)
+            parts = self._model(batch, sharing)
+            ((parts.loss_sum + parts.aux_sum) / divisor).backward()
+            found.append(LossParts(*(part.detach() for part in parts)))
+        return LossParts(*(torch.stack(part).sum(0) for part in zip(*found, strict=True)))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> LossParts:
+        return self._model(batch)
+
+
+class PipelinedRounds:
+    """Rounds as the microbatches of a pipeline."""
+
+    def __init__(self, stages: DecoderStages, pipeline: Pipeline[Batch], *, compiled: bool) -> None:
+        self._stages = stages
+        self._pipeline = pipeline
+        self._compiled = compiled
+
+    def train(
+        self, batches: Sequence[Batch], sharings: Sequence[Sharing], *, divisor: float
+    ) -> LossParts:
+        reports = self._pipeline.run(
+            batches,
+            divisor=divisor,
+            arguments=[{"sharing": sharing} for sharing in sharings],
+            whole_backward=self._stages.recompute or self._compiled,
+        )
+        return self._stages.total(reports)
+
+    def evaluate(self, batch: Batch) -> LossParts:
+        return self._stages.total(self._pipeline.evaluate([batch]))
