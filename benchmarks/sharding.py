@@ -1,6 +1,6 @@
 """Hierarchical sharding on 4 ranks beside plain FSDP2: step time, bytes per axis, peak memory.
 
-    python -m benchmarks.sharding [--width 512] [--blocks 6] [--rounds 2] [--rate 1gbit] [--json]
+    python -m benchmarks.sharding [--width 512] [--blocks 12] [--rounds 2] [--rate 1gbit] [--json]
 
 Step times are taken of all contenders in turns in the same processes; `--rate` puts half of the
 ranks on another host behind such a link (needs root). Peak memory is taken in processes of its own
@@ -292,7 +292,7 @@ def main() -> None:
     given = options(
         __doc__,
         width=512,
-        blocks=6,
+        blocks=12,
         rounds=2,
         tokens=64,
         turns=5,

@@ -20,6 +20,7 @@ from trainer.config import JobConfig
 from trainer.errors import BraidError, ExitCode, InfrastructureError, ResourceError
 from trainer.planner.batch import batch_of
 from trainer.run_folder import RunFolder, append_event, write_atomically
+from trainer.spread import require_layout
 
 WORK = "cluster.training:train_rank"
 """What every rank does, as `module:function`."""
@@ -38,10 +39,12 @@ def launch(
 
     Call it in the main thread: SIGTERM and SIGINT then save and stop the run. `origins` maps every
     dotted key to where it was set, "default" where it was not. `recipe_text` is the resolved
-    recipe. Raises RecipeError, with nothing changed, where the run folder and `run.resume` do not
-    fit or another driver holds the folder, and ResourceError where it cannot be written; every
-    later failure is shown by `view.failed` and returned as its code.
+    recipe. Raises RecipeError, with nothing changed, where the ranks cannot be laid out as the
+    recipe says, the run folder and `run.resume` do not fit or another driver holds the folder, and
+    ResourceError where it cannot be written; every later failure is shown by `view.failed` and
+    returned as its code.
     """
+    require_layout(job, cluster.num_workers)
     folder = RunFolder.of(job.run)
     # A refusal writes nothing, so it comes before the folder is made; what counts is read after.
     decide_resume(job.run.resume, folder)

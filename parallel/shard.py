@@ -12,6 +12,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
     DefaultReduceScatter,
 )
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes, gather_bytes
@@ -100,7 +101,7 @@ def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
 def _cut_dims(parameter: nn.Parameter) -> set[int]:
     if not isinstance(parameter, DTensor):
         return set()
-    return {p.dim for p in parameter.placements if isinstance(p, Shard)}
+    return {p.dim for p in parameter.placements if isinstance(p, Shard | _StridedShard)}
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:

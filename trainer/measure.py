@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from comms.volume import all_reduce_bytes
+from parallel.sequence.scheme import Links
 from trainer.planner.costs import Hardware
 
 PEAK_BF16_FLOPS_PER_S = {
@@ -23,8 +24,9 @@ _UPDATE_PARAMETERS = 1_000_000
 _LINK_FLOATS = 262_144
 
 
-def measure_hardware(device: torch.device) -> Hardware:
-    """Measure matrix products, an AdamW update and an all-reduce. All ranks call it together."""
+def measure_hardware(device: torch.device, *, ranks_per_host: int) -> Hardware:
+    """Measure matrix products, an AdamW update, an all-reduce and links between pairs of ranks. All
+    ranks call it together."""
     # The same number everywhere: MFU must not depend on which rank happened to be disturbed.
     peaks = torch.tensor(_peak_flops_per_s(device), dtype=torch.float64)
     dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
@@ -35,7 +37,56 @@ def measure_hardware(device: torch.device) -> Hardware:
         flops_per_s=0.5 * peak,
         update_parameters_per_s=_update_parameters_per_s(device),
         link_bytes_per_s=_link_bytes_per_s(device),
+        links=measure_links(device, ranks_per_host=ranks_per_host),
     )
+
+
+def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
+    """Rates inside a host and between hosts, alone and with all ranks of a host at once. None for
+    a single rank, and for hosts with different numbers of ranks. All ranks call it together;
+    neighbours in rank share hosts.
+
+    Every rank sends to and receives from one partner; the slowest pair counts.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    most, least = torch.tensor(ranks_per_host), torch.tensor(ranks_per_host)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    if ranks == 1 or most != least:
+        return None
+    inside = min(ranks_per_host, ranks)
+    near = rank ^ 1
+    far = rank + inside if rank // inside % 2 == 0 else rank - inside
+    has_near = inside > 1 and near < ranks and near // inside == rank // inside
+    inside_rate = _pair_bytes_per_s(device, near if has_near else None)
+    if ranks <= inside:
+        return Links(inside_bytes_per_s=inside_rate, between_bytes_per_s=inside_rate)
+    has_far = 0 <= far < ranks
+    together = _pair_bytes_per_s(device, far if has_far else None)
+    alone = _pair_bytes_per_s(device, far if has_far and rank % inside == 0 else None)
+    return Links(
+        inside_bytes_per_s=inside_rate if inside > 1 else alone,
+        between_bytes_per_s=alone,
+        host_bytes_per_s=together * inside,
+    )
+
+
+def _pair_bytes_per_s(device: torch.device, partner: int | None) -> float:
+    """Bytes per second that the slowest rank with a partner sends while it receives as many."""
+    mine, theirs = (torch.zeros(_LINK_FLOATS, device=device) for _ in range(2))
+
+    def exchange() -> None:
+        if partner is None:
+            return
+        sent = dist.P2POp(dist.isend, mine, partner)
+        received = dist.P2POp(dist.irecv, theirs, partner)
+        for work in dist.batch_isend_irecv([sent, received]):
+            work.wait()
+
+    seconds = _fastest_s(exchange, device, repeats=3) if partner is not None else 0.0
+    slowest = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return 4 * _LINK_FLOATS / max(slowest.item(), 1e-9)
 
 
 def _peak_flops_per_s(device: torch.device) -> float:

@@ -30,7 +30,7 @@ def build_planner(
     Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
     """
     cost = model_cost(config, assembly)
-    hardware = measure_hardware(device_of(environment))
+    hardware = measure_hardware(device_of(environment), ranks_per_host=environment.local_world_size)
     activation: Activation = "recompute" if config.train.recompute else "keep"
     if config.parallel.sp == 1 and packing_of(config.data) != "single":
         return FixedPlanner(

@@ -1,5 +1,7 @@
 """Pure: which layout a recipe comes to, and whether its model can be cut that way."""
 
+from pathlib import Path
+
 from comms.config import RankEnvironment
 from parallel.config import ParallelConfig
 from parallel.fit import ModelShape, check_fit
@@ -10,6 +12,7 @@ from parallel.sequence.stretches import AttentionScheme
 from trainer.config import JobConfig
 from trainer.errors import RecipeError
 from trainer.model.config import Architecture
+from trainer.model.resolve import resolve_architecture
 from trainer.model.tensor_costs import check_tensor_degree
 
 
@@ -22,7 +25,7 @@ def shape_of(architecture: Architecture) -> ModelShape:
         num_heads=a.num_heads,
         windowed=a.sliding_window is not None and a.sliding_window_from_layer < a.num_layers,
         tied=a.tie_embeddings,
-        expert_counts=tuple(moe.num_experts for _ in mixtures) if moe else (),
+        expert_counts=(moe.pyramid or (moe.num_experts,) * len(mixtures)) if moe else (),
     )
 
 
@@ -53,6 +56,23 @@ def choose_layout(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     return layout
+
+
+def require_layout(job: JobConfig, num_ranks: int) -> None:
+    """Raise RecipeError where no layout fits, as far as that can be told before ranks have met.
+
+    A model folder that is not on this machine is left to the ranks.
+    """
+    if job.model.path is not None and not Path(job.model.path).is_dir():
+        return
+    choose_layout(
+        job,
+        resolve_architecture(job.model, tokenizer_vocab=1),
+        world_size=num_ranks,
+        state_bytes=0,
+        device_bytes=1,
+        ranks_per_host=num_ranks,
+    )
 
 
 def _check_longest(job: JobConfig, layout: Layout) -> None:

@@ -59,8 +59,7 @@ class _Sums:
 class HierarchicalGradients:
     """`parallel.gradients.Gradients` over the masters of a `HierarchicalSharding`.
 
-    `squared_norm` is that of this rank's optimizer shard: the sum over all data ranks counts every
-    gradient once per replica, that is `replicas` times.
+    Each of `replicas` ranks holds the same optimizer shard.
     """
 
     def __init__(
@@ -107,9 +106,10 @@ class HierarchicalGradients:
                 master.grad = sums.gradients[name]
 
     def squared_norm(self) -> Tensor:
-        """Sum of squares of this rank's optimizer shard, a 0-dim fp32 tensor."""
+        """Sum of squares of this rank's optimizer shard over its number of copies, a 0-dim fp32
+        tensor: the shares of all data ranks add up to the squared norm."""
         norms = [torch.linalg.vector_norm(s.own_S) for s in self._sums]
-        return torch.stack(norms).square().sum()
+        return torch.stack(norms).square().sum() / self.replicas
 
     def scale(self, factor: float) -> None:
         """Multiply the gradients of the masters in place."""

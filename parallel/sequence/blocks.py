@@ -7,13 +7,14 @@ T queries, S keys, H query heads, K key and value heads (K divides H), d head wi
 Outputs and gradients have the dtype of their inputs, log-sum-exps are fp32 [T, H].
 """
 
-import math
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from parallel.sequence.merging import joined
+from parallel.sequence.tiled import Tiled
 
 Ends = tuple[int, ...]
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -51,35 +52,16 @@ def kernel_for(q_THd: Tensor) -> BlockKernel:
     return CudaFlash() if half and width % 8 == 0 and width <= 256 else Tiled()
 
 
-def merge_(out_THd: Tensor, lse_TH: Tensor, part_THd: Tensor, part_lse_TH: Tensor) -> None:
-    """Add attention over further keys to `out_THd` (fp32) and `lse_TH`, in place."""
-    weight_TH1 = torch.sigmoid(part_lse_TH - lse_TH).unsqueeze(-1)
-    out_THd.lerp_(part_THd.to(out_THd.dtype), weight_TH1)
-    torch.logaddexp(lse_TH, part_lse_TH, out=lse_TH)
-
-
-def row_sums(grad_THd: Tensor, out_THd: Tensor) -> Tensor:
-    """Sum of gradient × output of every query and head, fp32 [T, H]: all that the gradients need
-    of the output."""
-    return torch.linalg.vecdot(grad_THd.float(), out_THd.float())
-
-
-def output_from_sums(grad_THd: Tensor, sums_TH: Tensor) -> Tensor:
-    """An output with the given `row_sums`, in the dtype of the gradient.
-
-    The kernels ask for an output but use its row sums alone. Scaled by the largest element first,
-    so that no square of a small gradient underflows.
-    """
-    grad = grad_THd.float()
-    largest_TH1 = grad.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-    unit = grad / largest_TH1
-    squares_TH = torch.linalg.vecdot(unit, unit).clamp_min(torch.finfo(grad.dtype).tiny)
-    scale_TH = sums_TH / largest_TH1.squeeze(-1) / squares_TH
-    return (unit * scale_TH.unsqueeze(-1)).to(grad_THd.dtype)
+# Older kernels take no fewer key heads than query heads, and read past the end if they get them.
+_CPU_GROUPS_HEADS = torch.__version__ >= "2.13"
 
 
 class CpuFlash:
-    """The CPU flash kernel, which takes grouped heads and any strides, one call per document."""
+    """The CPU flash kernel, which takes any strides, one call per document."""
+
+    def __init__(self, *, groups_heads: bool = _CPU_GROUPS_HEADS) -> None:
+        """`groups_heads`: whether the kernel takes grouped heads as they are."""
+        self._groups_heads = groups_heads
 
     def forward(
         self, q_THd: Tensor, k_SKd: Tensor, v_SKd: Tensor, *, ends: Ends | None
@@ -90,7 +72,8 @@ class CpuFlash:
                 self.forward(q_THd[a:b], k_SKd[a:b], v_SKd[a:b], ends=(b - a,))
                 for a, b in zip((0, *ends), ends, strict=False)
             ]
-            return _joined(parts)
+            return joined(parts)
+        k_SKd, v_SKd = self._repeated(q_THd, k_SKd, v_SKd)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *_batched(q_THd, k_SKd, v_SKd), 0.0, ends is not None
         )
@@ -114,14 +97,28 @@ class CpuFlash:
                 self.backward(*(x[a:b] for x in inputs), ends=(b - a,))
                 for a, b in zip((0, *ends), ends, strict=False)
             ]
-            return _joined(parts)
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *_batched(grad_THd, q_THd, k_SKd, v_SKd, out_THd),
+            return joined(parts)
+        k_SHd, v_SHd = self._repeated(q_THd, k_SKd, v_SKd)
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *_batched(grad_THd, q_THd, k_SHd, v_SHd, out_THd),
             lse_TH.t().unsqueeze(0),
             0.0,
             ends is not None,
         )
-        return dq[0].transpose(0, 1), dk[0].transpose(0, 1), dv[0].transpose(0, 1)
+        dq, dk, dv = (x[0].transpose(0, 1) for x in found)
+        if k_SHd is not k_SKd:
+            dk, dv = (
+                x.unflatten(1, (k_SKd.shape[1], -1)).sum(2, dtype=torch.float32).to(x.dtype)
+                for x in (dk, dv)
+            )
+        return dq, dk, dv
+
+    def _repeated(self, q_THd: Tensor, k_SKd: Tensor, v_SKd: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with as many heads as the kernel needs."""
+        copies = q_THd.shape[1] // k_SKd.shape[1]
+        if self._groups_heads or copies == 1:
+            return k_SKd, v_SKd
+        return k_SKd.repeat_interleave(copies, dim=1), v_SKd.repeat_interleave(copies, dim=1)
 
 
 class CudaFlash:
@@ -180,78 +177,6 @@ class CudaFlash:
         return dq, dk, dv
 
 
-class Tiled:
-    """Plain tensor operations on a tile of queries at a time: any device, dtype and width."""
-
-    tile_queries = 256
-
-    def forward(
-        self, q_THd: Tensor, k_SKd: Tensor, v_SKd: Tensor, *, ends: Ends | None
-    ) -> tuple[Tensor, Tensor]:
-        """See `BlockKernel`."""
-        parts = []
-        for rows, keys in self._tiles(q_THd.shape[0], k_SKd.shape[0], ends):
-            scores_KGts = _scores(q_THd[rows], k_SKd[keys], rows, keys, ends is not None)
-            lse_KGt = scores_KGts.logsumexp(dim=-1)
-            weights_KGts = (scores_KGts - lse_KGt.unsqueeze(-1)).exp()
-            out = torch.einsum("kgts,skd->tkgd", weights_KGts, v_SKd[keys].float())
-            parts.append((out.flatten(1, 2).to(q_THd.dtype), lse_KGt.flatten(0, 1).t()))
-        return _joined(parts)
-
-    def backward(
-        self,
-        grad_THd: Tensor,
-        q_THd: Tensor,
-        k_SKd: Tensor,
-        v_SKd: Tensor,
-        out_THd: Tensor,
-        lse_TH: Tensor,
-        *,
-        ends: Ends | None,
-    ) -> Gradients:
-        """See `BlockKernel`."""
-        num_kv_heads, scale = k_SKd.shape[1], 1 / math.sqrt(q_THd.shape[2])
-        sums_TH = row_sums(grad_THd, out_THd)
-        dq = torch.empty_like(q_THd)
-        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k_SKd, v_SKd))
-        for rows, keys in self._tiles(q_THd.shape[0], k_SKd.shape[0], ends):
-            scores_KGts = _scores(q_THd[rows], k_SKd[keys], rows, keys, ends is not None)
-            lse, sums = (
-                x[rows].t().unflatten(0, (num_kv_heads, -1)).unsqueeze(-1)
-                for x in (lse_TH, sums_TH)
-            )
-            weights_KGts = (scores_KGts - lse).exp()
-            grad, q = (x[rows].float().unflatten(1, (num_kv_heads, -1)) for x in (grad_THd, q_THd))
-            dv[keys] += torch.einsum("kgts,tkgd->skd", weights_KGts, grad)
-            dweights_KGts = torch.einsum("tkgd,skd->kgts", grad, v_SKd[keys].float())
-            dscores_KGts = weights_KGts * (dweights_KGts - sums) * scale
-            dk[keys] += torch.einsum("kgts,tkgd->skd", dscores_KGts, q)
-            part = torch.einsum("kgts,skd->tkgd", dscores_KGts, k_SKd[keys].float())
-            dq[rows] = part.flatten(1, 2).to(dq.dtype)
-        return dq, dk.to(k_SKd.dtype), dv.to(v_SKd.dtype)
-
-    def _tiles(self, queries: int, keys: int, ends: Ends | None) -> list[tuple[slice, slice]]:
-        """Rows, and the keys that some of them sees."""
-        found = []
-        for start, end in zip((0, *(ends or ())), ends or (queries,), strict=False):
-            for row in range(start, end, self.tile_queries):
-                stop = min(row + self.tile_queries, end)
-                found.append(
-                    (slice(row, stop), slice(0, keys) if ends is None else slice(start, stop))
-                )
-        return found
-
-
-def _scores(q_tHd: Tensor, k_sKd: Tensor, rows: slice, keys: slice, causal: bool) -> Tensor:
-    """Scaled scores of a tile [K, H/K, t, s] in fp32."""
-    q_tKGd = q_tHd.float().unflatten(1, (k_sKd.shape[1], -1)) / math.sqrt(q_tHd.shape[2])
-    scores_KGts = torch.einsum("tkgd,skd->kgts", q_tKGd, k_sKd.float())
-    if not causal:
-        return scores_KGts
-    row, key = (torch.arange(x.start, x.stop, device=q_tHd.device) for x in (rows, keys))
-    return scores_KGts.masked_fill(key > row[:, None], -math.inf)
-
-
 def _lengths(q_THd: Tensor, k_SKd: Tensor, ends: Ends | None) -> tuple[Tensor, Tensor, int, int]:
     """Cumulative and longest lengths of queries and keys."""
     if ends is None:
@@ -273,8 +198,3 @@ def _starts(ends: Ends, device: torch.device) -> Tensor:
 def _batched(*tensors_THd: Tensor) -> list[Tensor]:
     """[1, heads, tokens, d] views, as the CPU kernel wants them."""
     return [x.transpose(0, 1).unsqueeze(0) for x in tensors_THd]
-
-
-def _joined(parts: Sequence[tuple[Tensor, ...]]) -> Any:
-    """Tuples of tensors, each position concatenated along the tokens."""
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(p) for p in zip(*parts, strict=True))

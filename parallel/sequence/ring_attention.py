@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from parallel.sequence.blocks import BlockKernel, kernel_for, merge_, output_from_sums, row_sums
+from parallel.sequence.blocks import BlockKernel, kernel_for
+from parallel.sequence.merging import merge_, output_from_sums, row_sums
 from parallel.sequence.ring import Carousel
 from parallel.sequence.tiles import Rectangle, RingTiles
 

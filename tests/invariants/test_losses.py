@@ -15,9 +15,6 @@ VARIANTS = [
     Variant(replica=4, shard=1, rounds=1),
     Variant(replica=2, shard=2, rounds=2),
     Variant(replica=1, shard=4, rounds=2),
-    Variant(shard=2, sp=2, rounds=2),
-    Variant(shard=4, sp="auto", rounds=1),
-    Variant(replica=4, sp=4, rounds=1),
 ]
 
 
@@ -27,8 +24,7 @@ def test_neither_ranks_nor_rounds_change_the_losses(tmp_path):
     assert [c.variant for c in comparisons] == VARIANTS
     for comparison in comparisons:
         assert comparison.largest_difference <= RELATIVE_BOUND, comparison
-        # Where two experts tie within rounding, a token may be routed differently.
-        assert comparison.grad_norms == pytest.approx(comparisons[0].grad_norms, rel=5e-4)
+        assert comparison.grad_norms == pytest.approx(comparisons[0].grad_norms, rel=1e-4)
         assert comparison.losses[0] != comparison.losses[-1]
 
 

@@ -12,20 +12,26 @@ from trainer.stopwatch import Stopwatch
 CPU = torch.device("cpu")
 
 
-def _measure(rank: int) -> tuple[float, float, float, float]:
-    found = measure_hardware(CPU)
+def _measure(rank: int) -> tuple[float, ...]:
+    found = measure_hardware(CPU, ranks_per_host=2)
+    assert found.links is not None
     return (
         found.peak_flops_per_s,
         found.flops_per_s,
         found.update_parameters_per_s,
         found.link_bytes_per_s,
+        found.links.inside_bytes_per_s,
+        found.links.between_bytes_per_s,
+        found.links.between(2),
     )
 
 
 def test_rates_are_positive_and_the_peak_is_agreed():
-    results = run_on_ranks(2, _measure)
+    results = run_on_ranks(4, _measure)
     assert all(rate > 0 for result in results for rate in result)
     assert results[0][0] == results[1][0]
+    # All ranks know the same links, or each would plan for itself.
+    assert len({result[4:] for result in results}) == 1
 
 
 def test_memory_of_a_rank_is_part_of_the_hosts():

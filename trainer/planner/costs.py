@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from comms.volume import all_reduce_bytes, gather_bytes
 from parallel.layout import Layout
+from parallel.sequence.scheme import Links
 from trainer.planner.plan import Terms
 
 RECOMPUTE_FACTOR = 4.0 / 3.0
@@ -74,6 +75,9 @@ class Hardware:
 
     link_bytes_per_s: float
     """Payload sent per second and rank in a collective, compute not running."""
+
+    links: Links | None = None
+    """Between pairs of ranks; None takes `link_bytes_per_s` for all of them."""
 
     exposed_fraction: float = 1.0
     """Share of the communication that compute did not hide."""

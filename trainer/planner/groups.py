@@ -52,6 +52,11 @@ class GroupPlanner:
         """Rates as corrected so far."""
         return self._hardware
 
+    @property
+    def longest_tokens(self) -> int:
+        """Longest sequence that some group holds."""
+        return self._rank_tokens * max(self._degrees)
+
     def choose(self, step: int, lengths_tokens: Sequence[int]) -> StepPlan:
         """Plan `step`, whose global batch has sequences of these lengths."""
         costs = self._costs()

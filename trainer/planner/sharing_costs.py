@@ -87,6 +87,8 @@ class SharingCosts:
 
     @property
     def _links(self) -> Links:
+        if self.hardware.links is not None:
+            return self.hardware.links
         rate = self.hardware.link_bytes_per_s
         return Links(inside_bytes_per_s=rate, between_bytes_per_s=rate)
 

@@ -4,15 +4,9 @@ import pytest
 import torch
 
 from parallel.attention import packed_attention
-from parallel.sequence.blocks import (
-    CpuFlash,
-    CudaFlash,
-    Tiled,
-    kernel_for,
-    merge_,
-    output_from_sums,
-    row_sums,
-)
+from parallel.sequence.blocks import CpuFlash, CudaFlash, kernel_for
+from parallel.sequence.merging import merge_, output_from_sums, row_sums
+from parallel.sequence.tiled import Tiled
 
 HEADS, KV_HEADS, WIDTH, ENDS = 6, 2, 16, (1, 40, 45, 400)
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -62,7 +56,11 @@ def check_parts(kernel, q, k, v, grad, tolerance):
         torch.testing.assert_close(got, want.float(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("kernel", [CpuFlash(), Tiled()], ids=["flash", "tiled"])
+@pytest.mark.parametrize(
+    "kernel",
+    [CpuFlash(), CpuFlash(groups_heads=False), Tiled()],
+    ids=["flash", "flash without groups", "tiled"],
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
 def test_kernels_give_attention_its_parts_and_its_gradients(kernel, dtype, tolerance):
     check_packed(kernel, *tensors(dtype=dtype), tolerance)

@@ -21,7 +21,6 @@ EXTRA_ROUNDS = 4
 PATIENCE = 2
 """Numbers of rounds tried without a better answer."""
 
-
 LONGEST = 8
 """Sequences whose seconds are tried as the length of the first round."""
 

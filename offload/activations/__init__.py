@@ -1,0 +1,1 @@
+"""Activations that leave device memory between forward and backward."""

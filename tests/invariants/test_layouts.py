@@ -1,0 +1,122 @@
+"""Invariant 1 for every pair of axes, and invariant 3 for runs that change their layout."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from parallel.config import ParallelConfig
+from recipes.invariance import RELATIVE_BOUND, Variant, compare
+from tests.jobs import tiny_job, train_on_ranks
+from trainer.errors import RecipeError
+from trainer.run_folder import RunFolder
+
+ALONE = [
+    Variant(shard=2, sp=2, rounds=2),
+    Variant(replica=4, sp=4),
+    Variant(shard=4, sp="auto"),
+    Variant(shard=2, ep=2),
+    Variant(shard=3, ep=3),
+    Variant(tp=2),
+    Variant(pp=2, rounds=2),
+    Variant(pp=3, rounds=2),
+    Variant(pp=4, rounds=4),
+    Variant(pp=2, schedule="interleaved", rounds=4),
+    Variant(pp=2, schedule="zero_bubble", rounds=2),
+    Variant(shard=4, shard_weights=2),
+    Variant(shard=4, shard_weights=1, shard_gradients=2, rounds=2),
+]
+PAIRS = [
+    Variant(replica=2, shard=2, sp=2),
+    Variant(replica=2, shard=2, ep=2, rounds=2),
+    Variant(shard=4, ep=2, sp=2),
+    Variant(shard=4, ep=4, sp="auto"),
+    Variant(replica=2, tp=2),
+    Variant(shard=2, tp=2, rounds=2),
+    Variant(shard=2, tp=2, ep=2),
+    Variant(replica=2, tp=2, sp=2),
+    Variant(pp=2, replica=2, rounds=2),
+    Variant(pp=2, shard=2, rounds=2),
+    Variant(pp=2, tp=2, rounds=2),
+    Variant(pp=2, shard=2, ep=2, rounds=2),
+    Variant(pp=2, replica=2, sp=2, rounds=2),
+    Variant(pp=2, shard=2, schedule="zero_bubble", rounds=2),
+    Variant(replica=2, shard=2, shard_weights=1),
+    Variant(shard=4, shard_weights=2, sp=2),
+]
+TRIPLES = [
+    Variant(shard=2, tp=2, sp=2, ep=2),
+    Variant(pp=2, shard=2, sp=2, ep=2, rounds=2),
+    Variant(replica=2, shard=2, shard_weights=1, sp=4),
+]
+
+
+def _job(folder, **changes):
+    job = tiny_job(folder, **changes)
+    moe = replace(job.model.moe, num_experts=12)
+    return replace(job, model=replace(job.model, num_layers=4, moe=moe))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("variants", [ALONE, PAIRS, TRIPLES], ids=["alone", "pairs", "triples"])
+def test_no_combination_of_axes_changes_the_losses(tmp_path, variants):
+    comparisons = compare(_job(tmp_path), [Variant(), *variants], steps=3)
+    reference = comparisons[0].grad_norms
+    for comparison in comparisons:
+        assert comparison.largest_difference <= RELATIVE_BOUND, comparison
+        assert comparison.grad_norms[:2] == pytest.approx(reference[:2], rel=1e-4), comparison
+
+
+@pytest.mark.timeout(240)
+def test_sequences_of_their_own_length_are_trained_alike_by_all_groups(tmp_path):
+    job = _job(tmp_path)
+    job = replace(
+        job,
+        data=replace(job.data, packing="single"),
+        train=replace(job.train, global_batch_sequences=9),
+    )
+    variants = [Variant(), Variant(shard=2), Variant(shard=4, sp="auto"), Variant(shard=3)]
+    for comparison in compare(job, variants, steps=3):
+        assert comparison.largest_difference <= RELATIVE_BOUND, comparison
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_in_any_other_layout(tmp_path):
+    def losses(config):
+        lines = RunFolder.of(config.run).metrics.read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    moved = _job(tmp_path)
+    whole = replace(moved, run=replace(moved.run, name="whole"))
+    train_on_ranks(whole, 1)
+    layouts = [
+        (4, ParallelConfig(shard=2, tp=2, ep=2)),
+        (4, ParallelConfig(pp=2, shard=2, schedule="interleaved")),
+        (4, ParallelConfig(shard=4, shard_weights=2)),
+        (4, ParallelConfig(shard=4, ep=4, sp=2)),
+        (3, ParallelConfig(pp=3)),
+    ]
+    for ranks, parallel in layouts:
+        train_on_ranks(replace(moved, parallel=parallel), ranks, stop_after=1)
+    train_on_ranks(moved, 1)
+    assert losses(moved) == pytest.approx(losses(whole), rel=RELATIVE_BOUND)
+
+
+REFUSED = [
+    (2, ParallelConfig(tp=3), r"tp=3 = 3 does not divide the 2 ranks"),
+    (4, ParallelConfig(tp=4), r"tp=4 does not divide model.num_kv_heads=2"),
+    (2, ParallelConfig(shard=2, ep=2), r"ep=2 does not divide model.moe.num_experts=5"),
+    (2, ParallelConfig(pp=2, schedule="zero_bubble"), "needs 4 stages, but model.num_layers=2"),
+    (2, ParallelConfig(shard=2, shard_weights=1, tp=1, ep=2), "do not work with parallel.ep=2"),
+]
+
+
+@pytest.mark.parametrize(("ranks", "parallel", "message"), REFUSED)
+def test_what_cannot_be_combined_is_refused_before_training(tmp_path, ranks, parallel, message):
+    job = tiny_job(tmp_path, parallel=parallel)
+    if "do not work" in message:
+        job = replace(job, model=replace(job.model, moe=replace(job.model.moe, num_experts=4)))
+    with pytest.raises(RecipeError, match=message):
+        train_on_ranks(job, ranks)
