@@ -11,7 +11,7 @@ IslandLayout = Literal["same", "own"]
 class DilocoConfig:
     """Streaming DiLoCo (arXiv 2501.18512). Defaults are its own where it gives them.
 
-    One fragment, `overlap_steps=0` and `wire="fp32"` are DiLoCo (arXiv 2311.08105); with
+    One fragment, `overlap_steps=0, mixing=0, wire="fp32"` are DiLoCo (arXiv 2311.08105); with
     `outer_lr=1, outer_momentum=0` as well, local SGD; with `every=1` on top, data parallelism.
     Islands may differ in `every`, `overlap_steps`, `mixing` and `weight`, and in nothing else.
     """

@@ -20,6 +20,10 @@ Count = Callable[[str, str, int], None]
 _VOTE_BYTES = 4
 
 
+class IslandLostError(RuntimeError):
+    """An island did not answer."""
+
+
 class IslandLink:
     """The groups of one membership. All ranks of an island make it at the same time.
 
@@ -41,7 +45,9 @@ class IslandLink:
         self._count = count
         size_place = [1, 0] if group is None else [group.size(), group.rank()]
         if self._own:
-            size_place = self._passed_on(torch.tensor(size_place, dtype=torch.int64)).tolist()
+            told = torch.tensor(size_place, dtype=torch.int64)
+            self._count_passing(told.nbytes)
+            size_place = self._passed_on(told).tolist()
         self.islands, self.place = size_place
         """How many islands there are, and which of them this is."""
 
@@ -61,7 +67,7 @@ class IslandLink:
     def gather(self, message: Tensor) -> Tensor:
         """The messages of all islands, one row each; the same length everywhere.
 
-        Raises RuntimeError on all ranks of an island where one of them lost a peer.
+        Raises IslandLostError on all ranks of an island where one of them lost a peer.
         """
         rows = message.new_empty(self.islands, message.numel())
         lost: RuntimeError | None = None
@@ -71,7 +77,7 @@ class IslandLink:
             except RuntimeError as error:
                 lost = error
         if not self.vote(lost is None):
-            raise RuntimeError("an island is out of reach") from lost
+            raise IslandLostError("an island is out of reach") from lost
         return self._passed_on(rows) if self._own else rows
 
     def spread(self, value: Tensor, source: int) -> None:
@@ -95,12 +101,16 @@ class IslandLink:
     def count_vote(self) -> None:
         """Count what one `vote` makes this rank send."""
         if self._inside is not None:
-            sent_bytes = all_reduce_bytes(_VOTE_BYTES, self._inside.size())
-            self._count("island_inside", "all_reduce", sent_bytes)
+            self.count_inside("all_reduce", all_reduce_bytes(_VOTE_BYTES, self._inside.size()))
+
+    def count_inside(self, operation: str, sent_bytes: int) -> None:
+        """Count what this rank sent inside its island."""
+        if sent_bytes:
+            self._count("island_inside", operation, sent_bytes)
 
     def _count_passing(self, payload_bytes: int) -> None:
         if self._inside is not None and self._inside.rank() == 0:
-            self._count("island_inside", "broadcast", payload_bytes)
+            self.count_inside("broadcast", payload_bytes)
 
     def _passed_on(self, value: Tensor) -> Tensor:
         """Rank 0's tensor, on all ranks of the island, in place."""
@@ -121,7 +131,7 @@ def _check(
             f"group=None; this is rank {0 if inside is None else inside.rank()}."
         )
     for name, one in (("group", group), ("inside", inside)):
-        if one is not None and "cpu" not in {device.type for device in one._device_types}:
+        if one is not None and "cpu:" not in dist.get_backend_config(one):
             raise ValueError(
                 f"{name} carries no CPU tensors, but what islands exchange rests in host memory. "
                 "Make it with dist.new_group(ranks, backend='gloo')."

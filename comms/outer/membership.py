@@ -16,7 +16,7 @@ from torch import Tensor
 from comms.outer.config import IslandLayout
 from comms.outer.fragment import Fragment, OuterState
 from comms.outer.link import IslandLink
-from comms.outer.shards import parts_flat, whole_flat
+from comms.outer.shards import parts_flat, whole_flat, whole_flat_bytes
 
 _POSITIONS = 65_521
 """A prime: the weights of a checksum repeat only after so many entries."""
@@ -45,8 +45,8 @@ def agree(
 
     Raises ValueError where fingerprints differ.
     """
-    sums = [_checksum(_shared(f, f.state.parameters, layout)) for f in fragments]
-    momenta = [_checksum(_shared(f, f.state.momentum, layout)) for f in fragments]
+    sums = [_checksum(_shared(link, f, f.state.parameters, layout)) for f in fragments]
+    momenta = [_checksum(_shared(link, f, f.state.momentum, layout)) for f in fragments]
     row = torch.tensor([fingerprint, begun, committed, *sums, *momenta], dtype=torch.int64)
     link.count_gather(row.nbytes)
     rows = link.gather(row)
@@ -73,15 +73,18 @@ def _take_over(link: IslandLink, fragment: Fragment, layout: IslandLayout, sourc
     found = []
     for mine in (fragment.state.parameters, fragment.state.momentum):
         # The shape of the whole is known without asking; its contents matter at the source alone.
-        value = _shared(fragment, mine, layout).clone()
+        value = _shared(link, fragment, mine, layout).clone()
         link.spread(value, source)
         found.append(parts_flat(fragment.parameters, value) if layout == "own" else value)
     fragment.restore(OuterState(*found))
 
 
-def _shared(fragment: Fragment, flat: Tensor, layout: IslandLayout) -> Tensor:
+def _shared(link: IslandLink, fragment: Fragment, flat: Tensor, layout: IslandLayout) -> Tensor:
     """What islands have in common of a flat tensor: all of it, or this shard."""
-    return whole_flat(fragment.parameters, flat) if layout == "own" else flat
+    if layout == "same":
+        return flat
+    link.count_inside("all_gather", whole_flat_bytes(fragment.parameters))
+    return whole_flat(fragment.parameters, flat)
 
 
 def _checksum(flat: Tensor) -> int:

@@ -64,7 +64,8 @@ def encode(
 
 def mean(messages: Sequence[Tensor], numel: int, wire: OuterWire) -> Mean:
     """The mean of the outer gradients of all messages, in their order."""
-    headers = [message[:HEADER_BYTES].cpu() for message in messages]
+    # Copies, as a message may begin anywhere, and numbers are read from their own boundaries.
+    headers = [message[:HEADER_BYTES].clone().cpu() for message in messages]
     weights = [float(header[:4].view(torch.float32)) for header in headers]
     leaving = [n for n, header in enumerate(headers) if int(header[4:].view(torch.int32))]
     total_weight = sum(weights)

@@ -8,6 +8,7 @@ Guarantees, each asserted in tests/comms/outer/test_schedule.py:
 - what does not fit is refused with values that do.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -106,7 +107,7 @@ def split_blocks(
     if pattern == "strided":
         return [list(blocks[n::fragments]) for n in range(fragments)]
     edges = [n * len(blocks) // fragments for n in range(fragments + 1)]
-    return [list(blocks[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return [list(blocks[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def split_parameters(

@@ -22,7 +22,7 @@ PIECE_BYTES = 8 * 1024 * 1024
 
 
 class DiskStore:
-    """An activation tier on a `DiskTier`, which stays its owner's to close.
+    """An activation tier on a `DiskTier`, whose owner closes it unless `closes_tier` says so.
 
     store = DiskStore(DiskTier(["/nvme0"], capacity_bytes=64 << 30))
     """
@@ -35,12 +35,14 @@ class DiskStore:
         piece_bytes: int = PIECE_BYTES,
         timeout_s: float = 120.0,
         pin: bool = False,
+        closes_tier: bool = False,
     ) -> None:
         if buffers < 1 or piece_bytes < 1:
             raise ValueError(
                 f"buffers and piece_bytes must be positive, got {buffers}, {piece_bytes}"
             )
         self._tier = tier
+        self._closes_tier = closes_tier
         self._timeout_s = timeout_s
         self._piece_bytes = round_up_to_pages(piece_bytes)
         self._memory = HostTensors(pin=pin)
@@ -87,6 +89,8 @@ class DiskStore:
         """Wait for the threads and give the staging buffers back."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._memory.close()
+        if self._closes_tier:
+            self._tier.close()
 
     def _start(
         self,

@@ -19,7 +19,7 @@ current stream behind it before the last reference goes.
 
 import threading
 import time
-from collections import deque
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,9 +29,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from offload.activations.amount import Scope
+from offload.activations.inbound import Inbound, Targets
+from offload.activations.outbound import Outbound
+from offload.activations.profile import Profile
 from offload.activations.records import (
-    Ahead,
     Dropped,
+    Graveyard,
     Handle,
     Kept,
     Record,
@@ -39,7 +42,7 @@ from offload.activations.records import (
     SwapStats,
     changed_message,
 )
-from offload.activations.stores import ActivationStore, Done
+from offload.activations.stores import ActivationStore
 from offload.activations.tensors import (
     VersionProbe,
     View,
@@ -47,10 +50,6 @@ from offload.activations.tensors import (
     is_weight,
     storage_bytes,
 )
-from offload.disk.files import DiskFailure, round_up_to_pages
-
-Targets = Callable[[Record], Tensor | None]
-"""Static memory for a record's return; None where there is none to spare."""
 
 
 class ActivationSwap:
@@ -59,30 +58,32 @@ class ActivationSwap:
     def __init__(
         self,
         store: ActivationStore,
-        options: SwapOptions = SwapOptions(),  # noqa: B008
+        options: SwapOptions | None = None,
         *,
         device: torch.device | None = None,
         targets: Targets | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.options = SwapOptions() if options is None else options
+        self._stats = SwapStats()
         self._store = store
-        self._targets = targets
-        self._clock = clock
-        self.options = options
-        cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
-        self._device_type = "cuda" if cuda else "cpu"
+        self._out = Outbound(
+            store,
+            self._stats,
+            clock,
+            limit_bytes=self.options.max_in_flight_bytes,
+            checksums=self.options.checksums,
+        )
+        self._back = Inbound(store, self._stats, clock, targets)
         self._lock = threading.RLock()
-        self._dropped: deque[Dropped] = deque()
+        self._dropped = Graveyard()
         self._live: dict[int, Record] = {}
         self._by_storage: dict[int, Record] = {}
-        self._leaving: deque[Record] = deque()
-        self._ahead: list[Ahead] = []
         self._count = 0
-        self._position = 0
-        self._in_backward = False
-        self._saved: list[tuple[int, float]] = []
-        self._begin_s = clock()
-        self.stats = SwapStats()
+        self._profile = Profile(clock)
+        self.cut_off = self.options.cut_off
+        cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+        self._device_type = "cuda" if cuda else "cpu"
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -100,17 +101,13 @@ class ActivationSwap:
     def take_stats(self) -> SwapStats:
         """Figures since the last call."""
         with self._lock:
-            stats, self.stats = self.stats, SwapStats()
-            return stats
+            return self._stats.take()
 
     def scopes(self) -> list[Scope]:
-        """What the last forward saved, storage by storage, with the time since the one before; for
-        `first_kept`. On CUDA give a clock that synchronises while profiling."""
-        times = [self._begin_s, *(at for _, at in self._saved)]
-        return [
-            Scope(saved_bytes=size, forward_s=end - begin)
-            for (size, _), begin, end in zip(self._saved, times[:-1], times[1:], strict=True)
-        ]
+        """What the last forward saved, storage by storage, with the time since the one before: for
+        `first_kept`, whose answer is the `cut_off`. On CUDA profile with a clock that synchronises.
+        """
+        return self._profile.scopes()
 
     def pack(self, tensor: Tensor) -> Handle | Kept:
         """What to keep in place of a saved tensor.
@@ -145,80 +142,76 @@ class ActivationSwap:
         if isinstance(packed, Kept):
             return packed.tensor()
         with self._lock:
-            self._in_backward = True
+            self._profile.backward()
             self.settle()
             record = packed.record
             if record.probe.changed:
                 raise RuntimeError(changed_message(packed.view.size, packed.view.dtype))
             tensor = packed.view.on(self.bytes_of(record))
             self._asked(packed)
-            self._read_ahead(record.number)
+            self._back.ahead(
+                reversed(self._live.values()),
+                before=record.number,
+                window_bytes=self.options.prefetch_bytes,
+            )
             return tensor
 
     def bytes_of(self, record: Record) -> Tensor:
         """All bytes of a record, fetched and recomputed where they are not in memory."""
-        if record.memory_N is not None:
-            self.stats.forwarded_bytes += record.num_bytes
-            return record.memory_N
         self.load(record)
-        self._arrive(record)
+        bytes_N = self._back.arrive(record)
         if record.fill is not None and not record.filled:
             record.fill()
-        assert record.restored_N is not None
-        return record.restored_N
+        return bytes_N
 
     def load(self, record: Record) -> None:
-        """Start to bring a record back, if it is neither in memory nor on its way."""
-        if record.memory_N is not None or record.restored_N is not None:
-            return
-        target_N = self._targets(record) if self._targets is not None else None
-        if target_N is None:
-            target_N = self._store.empty(record.num_bytes, record.device)
-        record.restored_N = target_N
-        record.filled = record.stored_bytes >= record.num_bytes
-        record.loading = Done()
-        if record.place is not None:
-            reach = min(round_up_to_pages(record.stored_bytes), target_N.numel())
-            record.loading = self._store.fetch(record.place, target_N[:reach])
-            self.stats.fetched_bytes += record.stored_bytes
-        held = sum(r.num_bytes for r in self._live.values() if r.restored_N is not None)
-        self.stats.fetched_peak_bytes = max(self.stats.fetched_peak_bytes, held)
+        """Start to bring a record back, if that has not begun."""
+        self._back.start(record)
+
+    def arrive(self, record: Record) -> None:
+        """Wait for what of a record the tier holds. Raises DiskFailure."""
+        self._back.arrive(record)
+
+    def note_recomputed(self, num_bytes: int) -> None:
+        """Count bytes that `fill` made."""
+        self._stats.recomputed_bytes += num_bytes
 
     def settle(self) -> None:
-        """Let go of what has left and of what nobody will ask for; never waits."""
-        while self._dropped:
-            self._drop(self._dropped.popleft())
-        for record in [r for r in self._leaving if r.storing is not None and r.storing.done]:
-            self._left(record)
-        for ahead in [a for a in self._ahead if a.pending.done]:
-            self._finish(ahead)
+        """Let go of what has left and of what nobody will ask for; waits for nothing.
+
+        Raises:
+            DiskFailure: Something could not be stored; it is still in memory.
+        """
+        for dropped in self._dropped.take():
+            self._drop(dropped)
+        self._back.settle()
+        self._out.settle()
 
     def drain(self) -> None:
-        """Wait until nothing is on its way out. Raises DiskFailure."""
+        """Wait for all transfers that nobody waits for. Raises DiskFailure."""
         with self._lock:
-            while self._leaving:
-                self._left(self._leaving[0])
             self.settle()
+            self._back.drain()
+            self._out.drain()
 
     def close(self) -> None:
-        """Wait for transfers and close the store. Graphs that still need bytes cannot be used."""
+        """Wait for transfers and close the store; graphs that still need its bytes are lost."""
         with self._lock:
-            self.settle()
-            for record in self._leaving:
-                self._ahead.append(Ahead(record.storing or Done(), storage_like(record)))
-            self._leaving.clear()
-            self._live.clear()
-            self._by_storage.clear()
-        self._store.close()
-        self._ahead.clear()
+            try:
+                self.drain()
+            finally:
+                self._live.clear()
+                self._by_storage.clear()
+                self._store.close()
+
+    def close_when_unused(self) -> None:
+        """Close the store when neither a caller nor a graph holds this object any more."""
+        # Saved tensors hold the hooks, and these the swap.
+        weakref.finalize(self, self._store.close)
 
     def _begin_forward(self) -> None:
         self.settle()
-        if self._in_backward:
-            self._in_backward = False
-            self._position = 0
-            self._saved = []
-            self._begin_s = self._clock()
+        self._profile.forward()
 
     def _moves(self, tensor: Tensor) -> bool:
         if not is_plain(tensor) or tensor.device.type != self._device_type or is_weight(tensor):
@@ -226,14 +219,15 @@ class ActivationSwap:
         num_bytes = tensor.untyped_storage().nbytes()
         if num_bytes == 0:
             return False
-        small = num_bytes < self.options.min_bytes
-        if small or (self._known(tensor) is None and self._cut_off()):
-            self.stats.kept_bytes += num_bytes
-            return False
-        return True
+        if num_bytes >= self.options.min_bytes:
+            if self._known(tensor) is not None or not self._cut_off():
+                return True
+            self._profile.note(num_bytes)
+        self._stats.kept_bytes += num_bytes
+        return False
 
     def _cut_off(self) -> bool:
-        return self.options.cut_off is not None and self._position >= self.options.cut_off
+        return self.cut_off is not None and self._profile.position >= self.cut_off
 
     def _known(self, tensor: Tensor) -> Record | None:
         """The record of the tensor's storage as it is now."""
@@ -265,53 +259,11 @@ class ActivationSwap:
         if record.stored_bytes > 0:
             record.place = self._store.allocate(record.stored_bytes)
         self._count += 1
-        self._position += 1
-        self._saved.append((record.num_bytes, self._clock()))
+        self._profile.note(record.num_bytes)
         self._live[record.number] = record
         self._by_storage[record.storage.cdata] = record
-        self._leave(record, memory_N)
+        self._out.start(record)
         return record
-
-    def _leave(self, record: Record, memory_N: Tensor) -> None:
-        if record.place is None:
-            record.storing = Done()
-        else:
-            leaving_N = memory_N[: record.stored_bytes]
-            if self.options.checksums:
-                record.checksum = checksum(leaving_N)
-            record.storing = self._store.put(record.place, leaving_N)
-            self.stats.stored_bytes += record.stored_bytes
-        self._leaving.append(record)
-        in_flight = sum(r.num_bytes for r in self._leaving)
-        begin_s = self._clock()
-        while in_flight > self.options.max_in_flight_bytes and len(self._leaving) > 1:
-            in_flight -= self._leaving[0].num_bytes
-            self._left(self._leaving[0])
-        self.stats.stall_out_s += self._clock() - begin_s
-        self.stats.in_flight_peak_bytes = max(self.stats.in_flight_peak_bytes, in_flight)
-
-    def _left(self, record: Record) -> None:
-        """Let a storage go, after its transfer. If that failed it stays where it is."""
-        self._leaving.remove(record)
-        assert record.storing is not None
-        record.storing.wait()
-        record.memory_N = None
-        if record.handles == 0:
-            self._release(record)
-
-    def _arrive(self, record: Record) -> None:
-        assert record.loading is not None
-        assert record.restored_N is not None
-        begin_s = self._clock()
-        record.loading.wait()
-        self.stats.stall_back_s += self._clock() - begin_s
-        if record.checksum is not None and not torch.equal(
-            record.checksum, checksum(record.restored_N[: record.stored_bytes])
-        ):
-            raise RuntimeError(
-                f"{record.stored_bytes} bytes of activations came back changed; "
-                "the disk or the driver is failing: check them, or swap to another tier"
-            )
 
     def _asked(self, handle: Handle) -> None:
         record = handle.record
@@ -327,19 +279,6 @@ class ActivationSwap:
         record.waiting = record.handles
         record.restored_N = None
 
-    def _read_ahead(self, before: int) -> None:
-        ahead = 0
-        for record in reversed(self._live.values()):
-            if record.memory_N is not None:
-                continue
-            if record.restored_N is not None:
-                ahead += record.num_bytes
-            elif record.number < before:
-                if ahead + record.num_bytes > self.options.prefetch_bytes:
-                    return
-                ahead += record.num_bytes
-                self.load(record)
-
     def _drop(self, dropped: Dropped) -> None:
         record = dropped.record
         record.handles -= 1
@@ -353,36 +292,4 @@ class ActivationSwap:
         if self._by_storage.get(record.storage.cdata) is record:
             del self._by_storage[record.storage.cdata]
         if not record.in_flight:
-            self._release(record)
-
-    def _release(self, record: Record) -> None:
-        places = [] if record.place is None else [record.place]
-        record.place = None
-        record.fill = None
-        if record.restored_N is not None and record.loading is not None:
-            self._ahead.append(Ahead(record.loading, record.restored_N, places))
-            record.restored_N = None
-        else:
-            for place in places:
-                self._store.release(place)
-
-    def _finish(self, ahead: Ahead) -> None:
-        self._ahead.remove(ahead)
-        try:
-            ahead.pending.wait()
-        except DiskFailure:
-            # Nobody wants these bytes any more; whoever does want some meets the error himself.
-            return
-        finally:
-            for place in ahead.places:
-                self._store.release(place)
-
-
-def checksum(bytes_N: Tensor) -> Tensor:
-    """Sum of the whole 64-bit words; wraps around."""
-    return bytes_N[: bytes_N.numel() // 8 * 8].view(torch.int64).sum()
-
-
-def storage_like(record: Record) -> Tensor:
-    """The memory that a transfer of `record` reads."""
-    return record.memory_N if record.memory_N is not None else torch.empty(0)
+            self._back.abandon(record)

@@ -1,8 +1,9 @@
 """What stands for a saved tensor while its bytes are away."""
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from offload.activations.tensors import VersionProbe, View
 from offload.disk.extents import Extent
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Record:
     """One storage between forward and backward, however many saved tensors are views of it."""
 
@@ -61,7 +62,7 @@ class Handle:
 
     __slots__ = ("_dropped", "asked_in", "record", "view")
 
-    def __init__(self, record: Record, view: View, dropped: "deque[Dropped]") -> None:
+    def __init__(self, record: Record, view: View, dropped: "Graveyard") -> None:
         self.record = record
         self.view = view
         self.asked_in = -1
@@ -70,8 +71,7 @@ class Handle:
         record.waiting += 1
 
     def __del__(self) -> None:
-        # The garbage collector may call this at any instruction, inside the swap's own code too.
-        self._dropped.append(Dropped(self.record, self.asked_in))
+        self._dropped.add(Dropped(self.record, self.asked_in))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,26 @@ class Dropped:
 
     record: Record
     asked_in: int
+
+
+class Graveyard:
+    """Handles that are no more, until somebody looks.
+
+    The garbage collector adds to it at any instruction of any thread, inside the swap's own code
+    too, so adding does nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._dropped: deque[Dropped] = deque()
+
+    def add(self, dropped: Dropped) -> None:
+        """Note the end of a handle."""
+        self._dropped.append(dropped)
+
+    def take(self) -> Iterator[Dropped]:
+        """The noted ends, once each."""
+        while self._dropped:
+            yield self._dropped.popleft()
 
 
 class Kept:
@@ -96,6 +116,14 @@ class Kept:
         if self._tensor._version != self._version:
             raise RuntimeError(changed_message(self._tensor.shape, self._tensor.dtype))
         return self._tensor
+
+
+Packed: TypeAlias = Handle | Kept
+
+
+def checksum(bytes_N: Tensor) -> Tensor:
+    """Sum of the whole 64-bit words; wraps around."""
+    return bytes_N[: bytes_N.numel() // 8 * 8].view(torch.int64).sum()
 
 
 def changed_message(shape: torch.Size, dtype: torch.dtype) -> str:
@@ -128,6 +156,13 @@ class SwapStats:
     in_flight_peak_bytes: int = 0
     fetched_peak_bytes: int = 0
 
+    def take(self) -> "SwapStats":
+        """The figures; counting starts anew."""
+        taken = replace(self)
+        for figure in fields(self):
+            setattr(self, figure.name, figure.default)
+        return taken
+
 
 @dataclass(frozen=True, kw_only=True)
 class SwapOptions:
@@ -157,12 +192,3 @@ class SwapOptions:
         ):
             if value < 0:
                 raise ValueError(f"{key} must not be negative, got {value}")
-
-
-@dataclass(slots=True)
-class Ahead:
-    """Transfers whose record is gone: their memory and place must outlast them."""
-
-    pending: Pending
-    bytes_N: Tensor
-    places: list[Extent] = field(default_factory=list)

@@ -46,6 +46,12 @@ def _rope(job: JobConfig, kind: str) -> JobConfig:
     return replace(job, model=model, sched=sched)
 
 
+def _even_experts(job: JobConfig) -> JobConfig:
+    assert job.model.moe is not None
+    moe = replace(job.model.moe, num_experts=4)
+    return replace(job, model=replace(job.model, moe=moe), parallel=ParallelConfig(shard=2, ep=2))
+
+
 def _folder_model(job: JobConfig, folder: Path) -> JobConfig:
     written = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2)
     architecture = resolve_architecture(written, 384)
@@ -90,6 +96,9 @@ def test_every_key_is_read_by_some_run(tmp_path):
     variants = [
         (job, 1),
         (replace(job, parallel=ParallelConfig(shard=2)), 2),
+        (replace(job, parallel=ParallelConfig(shard=2, shard_weights=1)), 2),
+        (replace(job, parallel=ParallelConfig(pp=2, schedule="interleaved", stages_per_rank=1)), 2),
+        (_even_experts(job), 2),
         (_rope(job, "yarn"), 1),
         (_rope(job, "llama3"), 1),
         (_chat(job, tmp_path), 1),

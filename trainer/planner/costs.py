@@ -121,6 +121,8 @@ def predict(
 def sent_bytes(*, rounds: int, layout: Layout, model: ModelCost) -> int:
     """Payload bytes one rank sends for parameters and gradients of one step."""
     gradient_bytes = 4 * model.parameters
+    if layout.hierarchical:
+        return _staged_bytes(rounds, layout, model)
     if not model.sharded:
         return all_reduce_bytes(gradient_bytes, layout.replica)
     cut = layout.tp * layout.pp
@@ -129,6 +131,23 @@ def sent_bytes(*, rounds: int, layout: Layout, model: ModelCost) -> int:
     sent = sum(_sharded_bytes(count, ranks, rounds, model) for count, ranks in parts)
     held = 4 * (model.parameters // cut // layout.shard)
     return sent + all_reduce_bytes(held, layout.replica)
+
+
+def _staged_bytes(rounds: int, layout: Layout, model: ModelCost) -> int:
+    """Weights over r_w ranks, gradients over r_g, optimizer states over `shard`: reduced and
+    gathered from one width to the next (parallel/hierarchy)."""
+    widest = layout.shard
+    weights, gradients = layout.shard_weights or widest, layout.shard_gradients or widest
+    gathers = 2 if model.reshard_after_forward else 1
+    weight_bytes, sum_bytes = model.param_bytes * model.parameters, 4 * model.parameters
+    inner, outer = gradients // weights, widest // gradients
+    per_round = gathers * gather_bytes(weight_bytes, weights) + gather_bytes(sum_bytes, weights)
+    per_round += gather_bytes(sum_bytes // weights, inner)
+    per_step = gather_bytes(sum_bytes // gradients, outer)
+    per_step += all_reduce_bytes(sum_bytes // widest, layout.replica)
+    per_step += gather_bytes(weight_bytes // gradients, outer)
+    per_step += gather_bytes(weight_bytes // weights, inner)
+    return rounds * per_round + per_step
 
 
 def _sharded_bytes(parameters: int, ranks: int, rounds: int, model: ModelCost) -> int:

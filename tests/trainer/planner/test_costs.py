@@ -59,5 +59,8 @@ def test_bytes_follow_the_layout():
     # Two gathers and a scatter per round, each half of the payload, then half-size all-reduces.
     sharded = sent_bytes(rounds=3, layout=Layout(replica=2, shard=2), model=COST)
     assert sharded == 3 * 3 * payload // 2 + payload // 2
+    apart = Layout(shard=4, shard_weights=1, shard_gradients=2)
+    # Half of all gradients every round, then a quarter out, and a quarter and a half back.
+    assert sent_bytes(rounds=3, layout=apart, model=COST) == 3 * payload // 2 + payload
     kept = replace(COST, reshard_after_forward=False)
     assert sent_bytes(rounds=1, layout=Layout(shard=2), model=kept) == 2 * payload // 2
