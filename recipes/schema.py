@@ -36,6 +36,7 @@ class Recipe(JobConfig):
             sched=self.sched,
             parallel=self.parallel,
             checkpoint=self.checkpoint,
+            offload=self.offload,
         )
 
 

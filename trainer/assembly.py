@@ -21,7 +21,8 @@ from trainer.model.init import init_weights
 from trainer.model.packing import Sharing
 from trainer.model.resolve import resolve_architecture
 from trainer.model.size import parameter_count
-from trainer.optim import build_adamw
+from trainer.offloading import build_optimizer
+from trainer.optim import Optimizer
 from trainer.planner.plan import SequenceGroup
 from trainer.rounds import Rounds
 from trainer.spread import attention_schemes, choose_layout
@@ -46,7 +47,7 @@ class Assembly:
     rounds: Rounds
     pool: SequencePool
     gradients: Gradients
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     origin: str
     """Where the weights come from, in a sentence."""
 
@@ -71,7 +72,7 @@ def assemble(
     dtype = compute_dtype(config.train, environment)
     meshes = build_mesh(layout, environment.device_type)
     spread = spread_decoder if layout.pp == 1 else spread_stages
-    spreading = spread(config, architecture, meshes, dtype, ledger)
+    spreading = spread(config, architecture, meshes, dtype, ledger, environment.local_world_size)
     spreading.allocate(device_of(environment))
     origin = _fill(spreading.weights, config)
     gradients, rounds = spreading.start()
@@ -89,7 +90,7 @@ def assemble(
             ledger=ledger,
         ),
         gradients=gradients,
-        optimizer=build_adamw(spreading.weights, config.optim),
+        optimizer=build_optimizer(spreading.weights, config, layout, environment),
         origin=origin,
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from trainer.model.config import ModelConfig
 
@@ -255,10 +256,19 @@ class JobConfig:
     sched: SchedConfig = field(default_factory=SchedConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
 
     def __post_init__(self) -> None:
-        for rule in (self._batch_rule, self._context_rule):
+        for rule in (self._batch_rule, self._context_rule, self._scratch_rule):
             rule()
+
+    def _scratch_rule(self) -> None:
+        for folder in self.offload.disk:
+            if not folder.startswith(("/", "~")):
+                raise ValueError(
+                    f"offload.disk={folder!r} is relative, and ranks start in folders of their "
+                    "own; write it as an absolute path on a local disk of every host"
+                )
 
     def _batch_rule(self) -> None:
         seq_len, batch = self.data.seq_len, self.train.global_batch_tokens

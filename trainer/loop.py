@@ -99,6 +99,7 @@ def make_report(
         plan=work.plan,
         measured=replace(result.measured, data_s=data_s),
         bytes_sent=result.bytes_sent,
+        movement=job.assembly.optimizer.movement if verdict.commit else None,
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.movement import Movement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.run_folder import append_line
 
@@ -57,6 +58,9 @@ class StepReport:
     bytes_sent: dict[str, int]
     """Payload bytes this rank sent, per axis and collective."""
 
+    movement: Movement | None = None
+    """What the optimizer moved between memory, disk and device; None where its states stay."""
+
     @property
     def tokens_per_s(self) -> float:
         """Input tokens per second, all ranks together."""
@@ -82,11 +86,24 @@ class StepReport:
             "host_memory_gib": self.host_memory_gib,
             "expert_imbalance": self.expert_imbalance,
             "skipped": self.skipped,
+            **self._movement_record(),
+        }
+
+    def _movement_record(self) -> dict[str, float]:
+        moved = self.movement
+        if moved is None:
+            return {}
+        return {
+            "offload_moved_gib": sum(moved.moved_bytes.values()) / 2**30,
+            "offload_hidden": moved.hidden,
+            "offload_stall_s": moved.stall_s,
+            "offload_device_share": moved.device_share,
         }
 
     def plan_record(self) -> dict[str, Any]:
         """The line of plans.jsonl."""
         plan = self.plan
+        moved_bytes = {} if self.movement is None else self.movement.moved_bytes
         return {
             "step": self.step,
             "layout": asdict(plan.layout),
@@ -96,10 +113,14 @@ class StepReport:
             "attention": plan.attention,
             "activation": plan.activation,
             "optimizer": plan.optimizer,
+            "optimizer_share": plan.optimizer_share,
             "compression": plan.compression,
             "predicted": asdict(plan.predicted),
             "measured": asdict(self.measured),
-            "bytes": self.bytes_sent,
+            "bytes": {
+                **self.bytes_sent,
+                **{f"offload/{route}": moved for route, moved in moved_bytes.items()},
+            },
             "plan_s": plan.plan_s,
             "reasons": list(plan.reasons),
         }

@@ -14,6 +14,7 @@ from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import AttentionShape, ModelCost
 from trainer.planner.fixed import FixedPlanner
 from trainer.planner.groups import GroupPlanner
+from trainer.planner.placed import PlacedPlanner
 from trainer.planner.plan import Activation
 from trainer.planner.protocol import Planner
 from trainer.spread import group_sizes, pool_ranks_per_host
@@ -29,6 +30,19 @@ def build_planner(
 
     Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
     """
+    planner = _assigning_planner(config, environment, assembly, arithmetic)
+    optimizer = assembly.optimizer
+    if optimizer.placement == "device":
+        return planner
+    return PlacedPlanner(planner, optimizer=optimizer.placement, share=optimizer.share)
+
+
+def _assigning_planner(
+    config: JobConfig,
+    environment: RankEnvironment,
+    assembly: Assembly,
+    arithmetic: BatchArithmetic,
+) -> Planner:
     cost = model_cost(config, assembly)
     hardware = measure_hardware(device_of(environment), ranks_per_host=environment.local_world_size)
     activation: Activation = "recompute" if config.train.recompute else "keep"

@@ -15,11 +15,10 @@ from trainer.checkpoint.folder import set_aside_later
 from trainer.checkpoint.loading import Loaded, load
 from trainer.checkpoint.proof import Precision, check_same_loss
 from trainer.checkpoint.resume import decide_resume, drop_later_steps
-from trainer.optim import set_updates_done
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder, append_event
-from trainer.state import arithmetic_of, require_same_data, tensors_of
+from trainer.state import arithmetic_of, require_same_data, tensors_to_fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,11 @@ def restore(
     if not candidates:
         _drop_lines(folder, environment, 0)
         return None
-    loaded = load(tensors_of(assembly.weights, assembly.optimizer), candidates, group)
+    tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
+    loaded = load(tensors, candidates, group)
     require_same_data(loaded.meta["data"], cursor)
-    set_updates_done(assembly.optimizer, loaded.meta["updates"])
+    assembly.optimizer.restored(tensors, loaded.meta["updates"])
+    del tensors
     _prove(loaded, assembly, environment)
     if environment.rank == 0 and mode not in ("auto", "must"):
         _return_to(loaded, folder)

@@ -8,6 +8,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from comms.groups import twin_group
 from comms.ledger import Ledger
 from parallel.apply import ModelParts, Spread, parallelize
+from parallel.experts.dispatch import HostGroups
+from parallel.experts.hosts import host_groups
 from parallel.gradients import Gradients
 from parallel.mesh import Meshes
 from parallel.pipeline.run import Pipeline
@@ -17,6 +19,7 @@ from trainer.config import JobConfig
 from trainer.data.batch import Batch
 from trainer.model.config import Architecture
 from trainer.model.decoder import Decoder
+from trainer.model.expert_parallel import split_experts
 from trainer.model.layers import DecoderLayers
 from trainer.model.stage import DecoderStage, DecoderStages
 from trainer.model.stage_costs import stage_layers
@@ -46,11 +49,23 @@ def spread_decoder(
     meshes: Meshes,
     dtype: torch.dtype,
     ledger: Ledger,
+    ranks_per_host: int,
 ) -> Spreading:
     """A whole decoder on meta, spread. All ranks call it."""
     with torch.device("meta"):
         model = Decoder(architecture)
-    return _Whole(model, _parallelize(model, config, meshes, dtype, ledger))
+    hosts = _expert_hosts(config, meshes, ranks_per_host)
+    return _Whole(model, _parallelize(model, config, meshes, dtype, ledger, hosts))
+
+
+def _expert_hosts(config: JobConfig, meshes: Meshes, ranks_per_host: int) -> HostGroups | None:
+    """Groups inside and between hosts, where expert groups span hosts and two stages are wanted."""
+    layout = meshes.layout
+    if layout.ep == 1 or not config.parallel.two_stage_experts:
+        return None
+    lines = sorted({layout.line("ep", rank) for rank in range(layout.world_size)})
+    # Neighbours on `tp` see the same tokens: of each expert group a host has so many fewer.
+    return host_groups(lines, ranks_per_host=max(1, ranks_per_host // layout.tp))
 
 
 def spread_stages(
@@ -59,6 +74,7 @@ def spread_stages(
     meshes: Meshes,
     dtype: torch.dtype,
     ledger: Ledger,
+    ranks_per_host: int,
 ) -> Spreading:
     """This rank's stages of a decoder on meta, each spread. All ranks call it."""
     shape = pipeline_shape(config.parallel, meshes.layout)
@@ -68,7 +84,8 @@ def spread_stages(
             DecoderStage(architecture, layers[number])
             for number in shape.stages_of(meshes.group("pp").rank())
         ]
-    spreads = [_parallelize(stage, config, meshes, dtype, ledger) for stage in stages]
+    hosts = _expert_hosts(config, meshes, ranks_per_host)
+    spreads = [_parallelize(stage, config, meshes, dtype, ledger, hosts) for stage in stages]
     return _Staged(stages, spreads, shape, meshes, dtype, ledger, compiled=config.train.compile)
 
 
@@ -78,14 +95,21 @@ def _parallelize(
     meshes: Meshes,
     dtype: torch.dtype,
     ledger: Ledger,
+    hosts: HostGroups | None,
 ) -> Spread:
     def split_tensor(mesh: DeviceMesh, ledger: Ledger) -> object:
         return split_decoder(model, mesh, ledger)
 
+    def split_over_experts(meshes: Meshes, ledger: Ledger) -> None:
+        split_experts(model, meshes, ledger, hosts)
+
     return parallelize(
         model,
         parts=ModelParts(
-            blocks=list(model.layers), experts=model.experts, split_tensor=split_tensor
+            blocks=list(model.layers),
+            experts=model.experts,
+            split_tensor=split_tensor,
+            split_experts=split_over_experts,
         ),
         meshes=meshes,
         config=config.parallel,

@@ -15,15 +15,25 @@ from comms.groups import device_of
 from trainer.assembly import Assembly
 from trainer.errors import RecipeError
 from trainer.model.holder import HasParameters
-from trainer.optim import moments
+from trainer.optim import Optimizer
 
 
-def tensors_of(model: HasParameters, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The live tensors of a run by name: `model.…` and `optim.<moment>.…`."""
+def tensors_of(model: HasParameters, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The tensors of a run by name: `model.…`, which are live, and `optim.<moment>.…`, which are
+    copies where the optimizer keeps its states outside the device."""
+    return {**_model_tensors(model), **optimizer.moments()}
+
+
+def tensors_to_fill(model: HasParameters, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The same names and forms, to be filled; the optimizer is then told by `restored`."""
+    return {**_model_tensors(model), **optimizer.moments_to_fill()}
+
+
+def _model_tensors(model: HasParameters) -> dict[str, Tensor]:
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     saved = model.state_dict().keys()
     buffers = {f"model.{name}": b for name, b in model.named_buffers() if name in saved}
-    return {**weights, **buffers, **moments(model, optimizer)}
+    return {**weights, **buffers}
 
 
 def arithmetic_of(assembly: Assembly, environment: RankEnvironment) -> dict[str, Any]:

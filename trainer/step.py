@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from comms.groups import device_of
 from trainer.feed import StepWork
 from trainer.job import Job
-from trainer.optim import set_learning_rate
-from trainer.planner.plan import Terms
+from trainer.planner.plan import StepPlan, Terms
 from trainer.vote import Ballot, Verdict, vote
 
 
@@ -56,18 +55,18 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
     if verdict.commit:
-        _update(job, verdict, rate)
+        _update(job, work.plan, verdict, rate)
     job.assembly.gradients.zero()
     job.stopwatch.mark("updated")
     return _result(job, verdict, rate)
 
 
-def _update(job: Job, verdict: Verdict, rate: float) -> None:
+def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
     """Clip by the global norm and step. The norm is known to all ranks from the vote."""
+    clipping = 1.0
     if verdict.grad_norm > job.rules.max_grad_norm:
-        job.assembly.gradients.scale(job.rules.max_grad_norm / (verdict.grad_norm + 1e-6))
-    set_learning_rate(job.assembly.optimizer, rate)
-    job.assembly.optimizer.step()
+        clipping = job.rules.max_grad_norm / (verdict.grad_norm + 1e-6)
+    job.assembly.optimizer.update(rate, grad_scale=clipping, share=plan.optimizer_share)
     job.assembly.weights.publish()
     if job.rules.bias_update_rate > 0.0:
         job.assembly.weights.model.update_expert_bias(

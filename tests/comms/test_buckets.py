@@ -6,6 +6,8 @@ import torch.distributed as dist
 from torch import nn
 
 from comms.buckets import GradientBuckets
+from comms.compression.config import CompressionConfig
+from comms.compression.exchange import Exchange
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes
 from tests.ranks import run_on_ranks
@@ -92,3 +94,35 @@ def test_a_lone_rank_keeps_its_gradients():
     for parameter, want in zip(model.parameters(), _expected(1, 1), strict=True):
         assert torch.equal(parameter.grad, want * 0.5)
     assert ledger.take()[0] == {}
+
+
+def _compressed(rank: int, method: str) -> tuple[list[torch.Tensor], dict[str, int]]:
+    model, ledger = _Branches(), Ledger()
+    config = CompressionConfig(method=method, dense_below=0, ratio=0.5)
+    exchange = Exchange(config, group=dist.new_group(), ledger=ledger)
+    gradients = GradientBuckets(
+        list(model.parameters()),
+        group=dist.group.WORLD,
+        bucket_bytes=200,
+        ledger=ledger,
+        exchange=exchange,
+    )
+    for number in range(2):
+        gradients.start_round(last=number == 1)
+        model(_input(rank, number), branch=rank == 0).backward()
+    gradients.finish()
+    exchange.close()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return grads, ledger.take()[0]
+
+
+@pytest.mark.parametrize(("method", "bound"), [("none", 1e-5), ("quantized", 0.05)])
+def test_an_exchange_may_sum_instead(method, bound):
+    results = run_on_ranks(2, _compressed, method)
+    expected = _expected(2, 2)
+    # Blocks reach over parameters: errors are relative to the largest gradient of all.
+    bound *= max(float(want.abs().max()) for want in expected)
+    for got, same, want in zip(results[0][0], results[1][0], expected, strict=True):
+        assert torch.equal(got, same)
+        torch.testing.assert_close(got, want, rtol=0, atol=bound)
+    assert ("replica/all_to_all" in results[0][1]) == (method == "quantized")

@@ -18,6 +18,12 @@ def test_the_default_needs_nothing():
         ({"subgroup_parameters": 1000}, "at least 1024"),
         ({"buffers": 1}, "at least 2"),
         ({"host_memory_fraction": 2.0}, "host_memory_fraction"),
+        ({"activation_share": 1.5}, "offload.activation_share must be between 0 and 1"),
+        ({"activation_share": 0.5, "activations": "keep"}, "set it to swap or auto"),
+        ({"activation_tier": "disk"}, "offload.activation_tier is disk, but offload.disk names no"),
+        ({"activation_bytes": 0}, "activation_bytes must be positive or auto"),
+        ({"activation_min_bytes": -1}, "activation_min_bytes must not be negative"),
+        ({"activation_kept_blocks": -1}, "activation_kept_blocks must not be negative"),
     ],
 )
 def test_impossible_values_are_refused(keys, message):

@@ -1,11 +1,13 @@
 """A report becomes the promised lines, and TensorBoard scalars."""
 
 import json
+from dataclasses import replace
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from parallel.layout import Layout
 from trainer.metrics import JsonlSink, StepReport
+from trainer.movement import Movement
 from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
 from trainer.tensorboard import TensorBoardSink
 
@@ -32,6 +34,7 @@ PROMISED_OF_PLANS = {
     "attention",
     "activation",
     "optimizer",
+    "optimizer_share",
     "compression",
     "predicted",
     "measured",
@@ -83,6 +86,27 @@ def test_lines_have_the_promised_fields(tmp_path):
     assert metrics["tokens_per_s_per_device"] == 1000.0
     assert plans["rounds"] == [[[1, 1, [0, 2]]]]
     assert plans["predicted"].keys() == plans["measured"].keys()
+
+
+def test_what_the_optimizer_moved_is_told_and_only_then():
+    assert not [name for name in _report().metrics_record() if name.startswith("offload")]
+    moved = Movement(
+        moved_bytes={"disk_read": 2**30, "disk_written": 2**30},
+        update_s=2.0,
+        stall_s=0.5,
+        device_share=0.25,
+    )
+    report = replace(_report(), movement=moved)
+    metrics = report.metrics_record()
+    assert metrics["offload_moved_gib"] == 2.0
+    assert metrics["offload_hidden"] == 0.75
+    assert metrics["offload_stall_s"] == 0.5
+    assert metrics["offload_device_share"] == 0.25
+    assert report.plan_record()["bytes"] == {
+        "replica/all_reduce": 77,
+        "offload/disk_read": 2**30,
+        "offload/disk_written": 2**30,
+    }
 
 
 def test_tensorboard_gets_every_number(tmp_path):

@@ -1,11 +1,11 @@
-"""AdamW's state exists from the start and has names."""
+"""AdamW's state exists from the start, has names, and restores it."""
 
 import pytest
 import torch
 from torch import nn
 
 from trainer.config import OptimConfig
-from trainer.optim import build_adamw, moments, set_learning_rate, set_updates_done, updates_done
+from trainer.optim import DeviceAdamW, parameter_groups, updates_done
 
 
 def _model() -> nn.Sequential:
@@ -13,52 +13,86 @@ def _model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
 
 
-def _train(model: nn.Module, optimizer: torch.optim.AdamW, steps: int) -> None:
+def _backward(model: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    model(torch.randn(2, 4, generator=generator)).square().sum().backward()
+
+
+def _train(model: nn.Module, optimizer: DeviceAdamW, steps: int, *, lr: float = 0.01) -> None:
     for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
-        model(torch.randn(2, 4, generator=generator)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        _backward(model, step)
+        optimizer.update(lr, grad_scale=1.0, share=None)
+        model.zero_grad()
 
 
 def test_matrices_decay_and_vectors_do_not():
-    optimizer = build_adamw(_model(), OptimConfig(weight_decay=0.3))
-    decays = {p.ndim: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    groups = parameter_groups(_model().parameters(), OptimConfig(weight_decay=0.3))
+    decays = {p.ndim: g["weight_decay"] for g in groups for p in g["params"]}
     assert decays == {2: 0.3, 1: 0.0}
 
 
 def test_it_is_torchs_adamw_bitwise():
     ours, theirs = _model(), _model()
-    config = OptimConfig(lr=0.01, weight_decay=0.0)
+    config = OptimConfig(weight_decay=0.0)
     reference = torch.optim.AdamW(
         theirs.parameters(), lr=0.01, betas=config.betas, weight_decay=0.0, fused=True
     )
-    _train(ours, build_adamw(ours, config), 5)
-    _train(theirs, reference, 5)
+    _train(ours, DeviceAdamW(ours, config), 5)
+    for step in range(5):
+        _backward(theirs, step)
+        reference.step()
+        reference.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("scale", [0.25, 0.3])
+def test_a_gradient_scale_counts_like_scaled_gradients(scale):
+    inside, before = _model(), _model()
+    one, other = (DeviceAdamW(model, OptimConfig(eps=1e-3)) for model in (inside, before))
+    for step in range(3):
+        _backward(inside, step)
+        _backward(before, step)
+        for parameter in before.parameters():
+            parameter.grad.mul_(scale)
+        one.update(0.01, grad_scale=scale, share=None)
+        other.update(0.01, grad_scale=1.0, share=None)
+        inside.zero_grad()
+        before.zero_grad()
+    for a, b in zip(inside.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        if scale == 0.25:
+            assert torch.equal(a, b)
+
+
 def test_moments_are_live_and_restore_the_optimizer():
     whole, resumed = _model(), _model()
-    first, second = build_adamw(whole, OptimConfig()), build_adamw(resumed, OptimConfig())
+    first, second = DeviceAdamW(whole, OptimConfig()), DeviceAdamW(resumed, OptimConfig())
     names = {
         f"optim.{m}.{n}" for m in ("exp_avg", "exp_avg_sq") for n, _ in whole.named_parameters()
     }
-    assert set(moments(whole, first)) == names
+    assert set(first.moments()) == names
     assert updates_done(first) == 0
     _train(whole, first, 3)
     assert updates_done(first) == 3
     resumed.load_state_dict(whole.state_dict())
-    for name, tensor in moments(resumed, second).items():
-        tensor.copy_(moments(whole, first)[name])
-    set_updates_done(second, 3)
-    set_learning_rate(first, 0.5)
-    set_learning_rate(second, 0.5)
-    _train(whole, first, 2)
-    _train(resumed, second, 2)
+    filled = second.moments_to_fill()
+    for name, tensor in filled.items():
+        tensor.copy_(first.moments()[name])
+    second.restored(filled, 3)
+    assert second.updates == 3
+    _train(whole, first, 2, lr=0.5)
+    _train(resumed, second, 2, lr=0.5)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_nothing_of_it_moves():
+    model = _model()
+    optimizer = DeviceAdamW(model, OptimConfig())
+    _train(model, optimizer, 1)
+    assert (optimizer.placement, optimizer.share, optimizer.movement) == ("device", None, None)
+    optimizer.close()
 
 
 def test_settings_out_of_range_are_refused():

@@ -122,6 +122,9 @@ def moe_stats(
     """
     with torch.autocast(assigned_TE.device.type, enabled=False):
         fraction_SE = (sequences.mean_ST @ assigned_TE) / moe.top_k
+        if sequences.sum_over_group is not None:
+            # Each rank's shares are a part of the sequence's; the fractions must be whole.
+            fraction_SE = sequences.sum_over_group(fraction_SE)
         share_SE = sequences.mean_ST @ routing.shares_TE
         balance_S = moe.num_experts * (fraction_SE * share_SE).sum(dim=1)
         loss_S = moe.aux_loss_weight * balance_S

@@ -96,6 +96,12 @@ class StepPlan:
     padding: Padding = "rows"
     activation: Activation = "keep"
     optimizer: str = "device"
+    """Where optimizer states are: `device`, `host`, `interleaved` or `disk`."""
+
+    optimizer_share: float | None = None
+    """Share of the states in host memory that the device updates in this step; None leaves it to
+    the rates that each rank measures."""
+
     compression: str = "none"
     predicted: Terms = Terms()
     reasons: tuple[str, ...] = ()
