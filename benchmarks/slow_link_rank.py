@@ -109,6 +109,9 @@ BRAID: dict[str, dict[str, Any]] = {
     "braid_ef21": {"method": "ef21", "ratio": 0.01},
     "braid_powersgd": {"method": "powersgd"},
     "braid_powersgd4": {"method": "powersgd", "rank": 4},
+    "braid_powersgd8": {"method": "powersgd", "rank": 8},
+    "braid_econtrol5": {"method": "econtrol", "ratio": 0.05},
+    "braid_econtrol_low_rank4": {"method": "econtrol", "contraction": "low_rank", "rank": 4},
     "braid_int8": {"method": "quantized"},
     "braid_fp4": {"method": "quantized", "block_format": "fp4"},
 }

@@ -1,14 +1,18 @@
-"""Where optimizer states live, as the recipe says it. Pure data: neither torch nor ray."""
+"""Where optimizer states and activations live, as the recipe says it. Pure data: neither torch nor
+ray."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 OptimizerPlacement = Literal["auto", "device", "host", "interleaved", "disk"]
 
+ActivationPlacement = Literal["auto", "keep", "recompute", "swap"]
+ActivationTier = Literal["auto", "host", "disk"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig:
-    """Optimizer states outside device memory. Losses do not depend on it."""
+    """Optimizer states and activations outside device memory. Losses do not depend on it."""
 
     optimizer: OptimizerPlacement = "auto"
     """`device`: states beside the weights. `host`: states and update in host memory.
@@ -39,7 +43,29 @@ class OffloadConfig:
     host_memory_fraction: float = 0.9
     """Share of the free host memory that the plan may use."""
 
+    activations: ActivationPlacement = "auto"
+    """`keep`: saved tensors stay. `recompute`: they are computed again in backward. `swap`: they
+    leave for `activation_tier` until backward. `auto`: the fastest that fits."""
+
+    activation_share: float | Literal["auto"] = "auto"
+    """Of the tensors that could be recomputed, the share of the tokens for which they are swapped
+    instead; `auto` hides the copies under a block's forward."""
+
+    activation_tier: ActivationTier = "auto"
+    """`host` memory, which needs a device, or `disk`. `auto`: host memory where there is a device
+    and room."""
+
+    activation_bytes: int | Literal["auto"] = "auto"
+    """Room for activations on their tier, per rank; `auto` takes what the plan needs."""
+
+    activation_min_bytes: int = 1 << 20
+    """Smaller tensors stay."""
+
+    activation_kept_blocks: int = 2
+    """Blocks at the end whose activations stay, because backward wants them at once."""
+
     def __post_init__(self) -> None:
+        self._check_activations()
         for key in ("share", "disk_share", "host_memory_fraction"):
             value = {
                 "share": 0.0 if self.share == "auto" else self.share,
@@ -67,3 +93,28 @@ class OffloadConfig:
                 "offload.buffers must be at least 2, one to fetch and one to update, "
                 f"got {self.buffers}"
             )
+
+    def _check_activations(self) -> None:
+        share = self.activation_share
+        if share != "auto" and not 0.0 <= share <= 1.0:
+            raise ValueError(f"offload.activation_share must be between 0 and 1, got {share}")
+        if share != "auto" and self.activations in ("keep", "recompute"):
+            raise ValueError(
+                f"offload.activation_share is {share}, but offload.activations is "
+                f"{self.activations}; set it to swap or auto, or drop the share"
+            )
+        if self.activation_tier == "disk" and not self.disk:
+            raise ValueError(
+                "offload.activation_tier is disk, but offload.disk names no directory; "
+                "set offload.disk to a folder on a local disk"
+            )
+        if self.activation_bytes != "auto" and self.activation_bytes < 1:
+            raise ValueError(
+                f"offload.activation_bytes must be positive or auto, got {self.activation_bytes}"
+            )
+        for key, value in (
+            ("activation_min_bytes", self.activation_min_bytes),
+            ("activation_kept_blocks", self.activation_kept_blocks),
+        ):
+            if value < 0:
+                raise ValueError(f"offload.{key} must not be negative, got {value}")

@@ -51,6 +51,7 @@ def restore(
         return None
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
     loaded = load(tensors, candidates, group)
+    assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
     assembly.optimizer.restored(tensors, loaded.meta["updates"])
     del tensors

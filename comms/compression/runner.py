@@ -3,7 +3,7 @@
 Guarantees, each asserted in tests/comms/compression/test_runner.py:
 - collectives start in the order in which exchanges were submitted, whatever the timing;
 - exchanges of one phase overlap; one with more phases is alone;
-- an error reaches whoever waits for that exchange.
+- an error reaches whoever waits for that exchange, a mistake in a method too.
 """
 
 import queue
@@ -80,6 +80,11 @@ class Job:
                     return
                 self._advance()
 
+    def fail(self, reason: str) -> None:
+        """Give up, unless it is over already."""
+        if not self.done:
+            self._end(RuntimeError(reason))
+
     def wait(self) -> None:
         """Return once another thread has finished this. Raises what it met with."""
         self._future.result()
@@ -148,6 +153,8 @@ class Runner:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
             self._thread.start()
+        if not self._thread.is_alive():
+            raise RuntimeError("The thread of the exchange has ended: make a new exchange.")
         self._queue.put(job)
         return job
 
@@ -160,15 +167,21 @@ class Runner:
 
     def _run(self) -> None:
         waiting: deque[Job] = deque()
-        while (job := self._next(waiting)) is not None:
-            if job.serial:
-                _finish_all(waiting)
-            job.begin()
-            if job.serial:
-                job.finish()
-            elif not job.done:
+        try:
+            while (job := self._next(waiting)) is not None:
+                if job.serial:
+                    _finish_all(waiting)
                 waiting.append(job)
-        _finish_all(waiting)
+                job.begin()
+                if job.serial:
+                    job.finish()
+                if job.done:
+                    waiting.pop()
+            _finish_all(waiting)
+        finally:
+            # Only a mistake in a method gets here with jobs left: nobody must wait for ever.
+            for job in waiting:
+                job.fail("The thread of the exchange ended: its traceback was printed.")
 
     def _next(self, waiting: deque[Job]) -> Job | None:
         """What is submitted next; until then, jobs whose collective has completed are finished."""
@@ -177,10 +190,12 @@ class Runner:
                 return self._queue.get(timeout=_LOOK_AGAIN_S if waiting[0].under_way() else 0)
             except queue.Empty:
                 if not waiting[0].under_way():
-                    waiting.popleft().finish()
+                    waiting[0].finish()
+                    waiting.popleft()
         return self._queue.get()
 
 
 def _finish_all(waiting: deque[Job]) -> None:
     while waiting:
-        waiting.popleft().finish()
+        waiting[0].finish()
+        waiting.popleft()

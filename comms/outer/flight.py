@@ -6,7 +6,7 @@ Guarantees, each asserted in tests/comms/outer/test_diloco.py:
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -76,7 +76,7 @@ class Pilot:
         self._thread.shutdown()
 
     @contextlib.contextmanager
-    def _on_stream(self, ready: "torch.cuda.Event | None"):  # type: ignore[no-untyped-def]
+    def _on_stream(self, ready: "torch.cuda.Event | None") -> Iterator[None]:
         with torch.no_grad():
             if self._stream is None or ready is None:
                 yield

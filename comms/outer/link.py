@@ -3,6 +3,11 @@
 With layout `same`, every rank meets its equals of the other islands in `group`. With `own`, one
 rank of each island, rank 0 of `inside`, meets the others' and passes on what it got; on the other
 ranks `group` is None.
+
+Guarantees, each asserted in tests/comms/outer/test_link.py:
+- islands train alike whether and however they are sharded, up to the order of sums inside them;
+- islands of different sharding hold the same global parameters, bitwise;
+- groups that do not fit the layout are refused.
 """
 
 from collections.abc import Callable

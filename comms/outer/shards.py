@@ -12,7 +12,7 @@ from comms.volume import gather_bytes
 def part_of(parameter: Tensor) -> Tensor:
     """This rank's part, sharing the parameter's memory."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().to_local()
+        return parameter.to_local().detach()
     return parameter.detach()
 
 

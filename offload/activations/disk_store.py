@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from offload.activations.stores import Pending, allocate_or_explain, page_aligned_on
-from offload.disk.extents import Extent
+from offload.disk.extents import PAGE_BYTES, Extent
 from offload.disk.files import DiskFailure, round_up_to_pages
 from offload.disk.tier import DiskTier
 from offload.host_tensors import HostTensors
@@ -77,7 +77,7 @@ class DiskStore:
 
     def fetch(self, place: Extent, target_N: Tensor) -> Pending:
         """Start to read; straight into `target_N` where it is on the CPU and starts at a page."""
-        if target_N.device.type == "cpu" and target_N.nbytes == round_up_to_pages(target_N.nbytes):
+        if target_N.device.type == "cpu" and _is_on_pages(target_N):
             return self._tier.read(place, [target_N])
         return self._start("read", place, target_N, self._read)
 
@@ -144,6 +144,11 @@ class DiskStore:
         if key not in self._streams:
             self._streams[key] = torch.cuda.Stream(device)
         return self._streams[key]
+
+
+def _is_on_pages(bytes_N: Tensor) -> bool:
+    """Whether direct I/O can take it as it is."""
+    return bytes_N.data_ptr() % PAGE_BYTES == 0 and bytes_N.nbytes % PAGE_BYTES == 0
 
 
 class StagedTransfer:

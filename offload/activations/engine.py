@@ -37,6 +37,7 @@ from offload.activations.records import (
     Graveyard,
     Handle,
     Kept,
+    Packed,
     Record,
     SwapOptions,
     SwapStats,
@@ -67,13 +68,9 @@ class ActivationSwap:
         self.options = SwapOptions() if options is None else options
         self._stats = SwapStats()
         self._store = store
-        self._out = Outbound(
-            store,
-            self._stats,
-            clock,
-            limit_bytes=self.options.max_in_flight_bytes,
-            checksums=self.options.checksums,
-        )
+        self._out = Outbound(store, self.options, self._stats, clock)
+        self._targets = targets
+        self._block: int | None = None
         self._back = Inbound(store, self._stats, clock, targets)
         self._lock = threading.RLock()
         self._dropped = Graveyard()
@@ -91,17 +88,26 @@ class ActivationSwap:
         with saved_tensors_hooks(self.pack, self.unpack):
             yield
 
+    @contextmanager
+    def block(self, index: int) -> Iterator[None]:
+        """Inside, saved tensors belong to decoder block `index`."""
+        self._block = index
+        if self._targets is not None:
+            self._targets.begin_block(index)
+        try:
+            yield
+        finally:
+            self._block = None
+
     @property
     def live_bytes(self) -> int:
         """Bytes of saved storages that some graph may still ask for, wherever they are."""
-        with self._lock:
-            self.settle()
-            return sum(record.num_bytes for record in self._live.values())
+        self.settle()
+        return sum(record.num_bytes for record in self._live.values())
 
     def take_stats(self) -> SwapStats:
         """Figures since the last call."""
-        with self._lock:
-            return self._stats.take()
+        return self._stats.take()
 
     def scopes(self) -> list[Scope]:
         """What the last forward saved, storage by storage, with the time since the one before: for
@@ -109,30 +115,32 @@ class ActivationSwap:
         """
         return self._profile.scopes()
 
-    def pack(self, tensor: Tensor) -> Handle | Kept:
-        """What to keep in place of a saved tensor.
+    def pack(
+        self,
+        tensor: Tensor,
+        *,
+        stored_bytes: int | None = None,
+        fill: Callable[[], None] | None = None,
+    ) -> Packed:
+        """What to keep in place of a saved tensor. Of a storage that is new, only the first
+        `stored_bytes` leave if given, and `fill` recomputes the others.
 
         Raises:
             DiskFailure: An earlier storage could not be written.
             RuntimeError: The tier has no room.
         """
         with self._lock:
-            self._begin_forward()
+            self.settle()
+            self._profile.forward()
             if not self._moves(tensor):
                 return Kept(tensor)
-            return self._handle(tensor, fill=None, stored_bytes=None)
+            record = self._known(tensor)
+            # What another function recomputes comes back only when all of that function does.
+            if record is None or (not record.is_whole and record.fill != fill):
+                record = self._record(tensor, fill, stored_bytes)
+            return Handle(record, View.of(tensor), self._dropped)
 
-    def pack_part(
-        self, tensor: Tensor, *, stored_bytes: int, fill: Callable[[], None]
-    ) -> Handle | Kept:
-        """As `pack`, but only the first bytes of the storage leave; `fill` recomputes the rest."""
-        with self._lock:
-            self._begin_forward()
-            if not self._moves(tensor):
-                return Kept(tensor)
-            return self._handle(tensor, fill=fill, stored_bytes=stored_bytes)
-
-    def unpack(self, packed: Handle | Kept) -> Tensor:
+    def unpack(self, packed: Packed) -> Tensor:
         """The saved tensor.
 
         Raises:
@@ -182,10 +190,11 @@ class ActivationSwap:
         Raises:
             DiskFailure: Something could not be stored; it is still in memory.
         """
-        for dropped in self._dropped.take():
-            self._drop(dropped)
-        self._back.settle()
-        self._out.settle()
+        with self._lock:
+            for dropped in self._dropped.take():
+                self._drop(dropped)
+            self._back.settle()
+            self._out.settle()
 
     def drain(self) -> None:
         """Wait for all transfers that nobody waits for. Raises DiskFailure."""
@@ -209,10 +218,6 @@ class ActivationSwap:
         # Saved tensors hold the hooks, and these the swap.
         weakref.finalize(self, self._store.close)
 
-    def _begin_forward(self) -> None:
-        self.settle()
-        self._profile.forward()
-
     def _moves(self, tensor: Tensor) -> bool:
         if not is_plain(tensor) or tensor.device.type != self._device_type or is_weight(tensor):
             return False
@@ -234,14 +239,6 @@ class ActivationSwap:
         record = self._by_storage.get(tensor.untyped_storage()._cdata)
         return None if record is None or record.probe.changed else record
 
-    def _handle(
-        self, tensor: Tensor, *, fill: Callable[[], None] | None, stored_bytes: int | None
-    ) -> Handle:
-        record = self._known(tensor)
-        if record is None:
-            record = self._record(tensor, fill, stored_bytes)
-        return Handle(record, View.of(tensor), self._dropped)
-
     def _record(
         self, tensor: Tensor, fill: Callable[[], None] | None, stored_bytes: int | None
     ) -> Record:
@@ -255,11 +252,14 @@ class ActivationSwap:
             memory_N=memory_N,
             stored_bytes=memory_N.numel() if stored_bytes is None else stored_bytes,
             fill=fill,
+            block=self._block,
         )
         if record.stored_bytes > 0:
             record.place = self._store.allocate(record.stored_bytes)
         self._count += 1
         self._profile.note(record.num_bytes)
+        if self._targets is not None:
+            self._targets.saved(record)
         self._live[record.number] = record
         self._by_storage[record.storage.cdata] = record
         self._out.start(record)
@@ -278,6 +278,8 @@ class ActivationSwap:
         record.round += 1
         record.waiting = record.handles
         record.restored_N = None
+        if self._targets is not None:
+            self._targets.released(record)
 
     def _drop(self, dropped: Dropped) -> None:
         record = dropped.record

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +12,21 @@ from offload.activations.stores import ActivationStore, Done, Pending
 from offload.disk.extents import Extent
 from offload.disk.files import DiskFailure, round_up_to_pages
 
-Targets = Callable[[Record], Tensor | None]
-"""Static memory for a record's return; None where there is none to spare."""
+
+class Targets(Protocol):
+    """Static memory that records return to."""
+
+    def begin_block(self, block: int) -> None:
+        """Forward of `block` begins."""
+
+    def saved(self, record: Record) -> None:
+        """A record was made."""
+
+    def take(self, record: Record) -> Tensor | None:
+        """Memory for a record's return; None where there is none to spare."""
+
+    def released(self, record: Record) -> None:
+        """Backward has had all views of a record."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +64,7 @@ class Inbound:
             record.filled = True
             self._stats.forwarded_bytes += record.num_bytes
             return
-        target_N = self._targets(record) if self._targets is not None else None
+        target_N = self._targets.take(record) if self._targets is not None else None
         if target_N is None:
             target_N = self._store.empty(record.num_bytes, record.device)
         if record.place is not None:
@@ -58,7 +72,7 @@ class Inbound:
             record.loading = self._store.fetch(record.place, target_N[:reach])
             self._stats.fetched_bytes += record.stored_bytes
         record.restored_N = target_N
-        record.filled = record.stored_bytes >= record.num_bytes
+        record.filled = record.is_whole
 
     def ahead(self, records: Iterable[Record], *, before: int, window_bytes: int) -> None:
         """Fetch what backward wants next: of `records`, newest first, those numbered lower than

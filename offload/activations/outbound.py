@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from offload.activations.records import Record, SwapStats, checksum
+from offload.activations.records import Record, SwapOptions, SwapStats, checksum
 from offload.activations.stores import ActivationStore, Done
 
 
@@ -13,17 +13,15 @@ class Outbound:
     def __init__(
         self,
         store: ActivationStore,
+        options: SwapOptions,
         stats: SwapStats,
         clock: Callable[[], float],
-        *,
-        limit_bytes: int,
-        checksums: bool,
     ) -> None:
         self._store = store
         self._stats = stats
         self._clock = clock
-        self._limit_bytes = limit_bytes
-        self._checksums = checksums
+        self._limit_bytes = options.max_in_flight_bytes
+        self._checksums = options.checksums
         self._records: deque[Record] = deque()
 
     @property

@@ -36,6 +36,10 @@ class Record:
     fill: Callable[[], None] | None = None
     """Recomputes the bytes that the tier does not hold."""
 
+    block: int | None = None
+    slot: int | None = None
+    """The decoder block that saved it, and its place among that block's records."""
+
     place: Extent | None = None
     storing: Pending | None = None
     restored_N: Tensor | None = None
@@ -50,6 +54,11 @@ class Record:
 
     round: int = 0
     """Counts the times that all handles were asked for."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tier holds all of it."""
+        return self.stored_bytes >= self.num_bytes
 
     @property
     def in_flight(self) -> bool:

@@ -139,7 +139,7 @@ class Region:
     def _pack_rows(self, tensor: Tensor, num_bytes: int) -> Packed:
         row_bytes = num_bytes // self._rows
         stored_bytes = min(round_up_to_pages(self._swapped_rows * row_bytes), num_bytes)
-        return self._swap.pack_part(tensor, stored_bytes=stored_bytes, fill=self.fill)
+        return self._swap.pack(tensor, stored_bytes=stored_bytes, fill=self.fill)
 
     def _into(self, writer: "_Writer") -> Callable[[int | None, int | None, Tensor, int], None]:
         def take(saved: int | None, output: int | None, tensor: Tensor, first: int) -> None:

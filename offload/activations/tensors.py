@@ -19,7 +19,7 @@ class View:
     @staticmethod
     def of(tensor: Tensor) -> "View":
         """The view that `tensor` is."""
-        return View(tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return View(tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def on(self, bytes_N: Tensor) -> Tensor:
         """The same view of `bytes_N`, a flat uint8 copy of the storage. Shares its memory."""
