@@ -1,7 +1,7 @@
 """Create and destroy process groups; the only caller of `init_process_group` and `new_group`."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import torch
@@ -55,11 +55,14 @@ def side_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo")
 
 
-def twin_group(lines: Sequence[tuple[int, ...]]) -> dist.ProcessGroup:
-    """A second communicator over this rank's line. All ranks of the world call it with the same
-    lines, each rank in one of them."""
-    made = [(line, dist.new_group(line)) for line in lines]
-    return next(group for line, group in made if dist.get_rank() in line)
+def own_group(lines: Iterable[Sequence[int]]) -> dist.ProcessGroup | None:
+    """A new communicator over this rank's line; None for a rank in none of them. All ranks of the
+    world call it with the same lines, in the same order."""
+    own = None
+    for line in lines:
+        made = dist.new_group(list(line))
+        own = made if dist.get_rank() in line else own
+    return own
 
 
 def broadcast_bytes(payload: bytes, *, group: dist.ProcessGroup) -> bytes:

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from comms.groups import twin_group
+from comms.groups import own_group
 from comms.ledger import Ledger
 from parallel.apply import ModelParts, Spread, parallelize
 from parallel.experts.dispatch import HostGroups
@@ -168,7 +168,7 @@ class _Staged:
             self._container.stages,
             shape=self._shape,
             group=self._meshes.group("pp"),
-            reverse_group=twin_group(lines) if self._device.type == "cuda" else None,
+            reverse_group=own_group(lines) if self._device.type == "cuda" else None,
             hidden_shape=lambda batch: (len(batch.tokens_T), width),
             dtype=self._dtype,
             device=self._device,

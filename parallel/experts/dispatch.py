@@ -61,6 +61,10 @@ class Exchange(Protocol):
     def open(self, counts_V: Tensor) -> Trip:
         """Say how many rows there are for every slot (int64)."""
 
+    def weights(self, stacked: Tensor) -> Tensor:
+        """What rows that `receive` returns meet: this rank's stacked weights, and copies of others
+        that it has on loan. Gradients of copies go home to their owners."""
+
 
 class _StayTrip:
     """All experts are here: rows do not travel."""
@@ -88,6 +92,10 @@ class Stay:
     def open(self, counts_V: Tensor) -> Trip:
         """Rows that stay where they are."""
         return _StayTrip(counts_V)
+
+    def weights(self, stacked: Tensor) -> Tensor:
+        """All of them."""
+        return stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +158,10 @@ class ExpertDispatch:
         else:
             announced = StagedAnnounced(*self._lanes, counts_V, self._slots)
         return _SentTrip(self._lanes, announced, counts_V.device)
+
+    def weights(self, stacked: Tensor) -> Tensor:
+        """This rank's own, and no copies."""
+        return stacked
 
     def run(
         self, x_RD: Tensor, counts_E: Tensor, experts: Callable[[Tensor, Tensor], Tensor]

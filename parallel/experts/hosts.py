@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
-
+from comms.groups import own_group
 from parallel.experts.dispatch import HostGroups
 
 
@@ -28,16 +27,7 @@ def host_groups(
         starts = range(0, len(ranks), ranks_per_host)
         inside = [tuple(ranks[at : at + ranks_per_host]) for at in starts]
         between = [tuple(ranks[place::ranks_per_host]) for place in range(ranks_per_host)]
-        made = [_own(inside), _own(between)]
+        made = [own_group(inside), own_group(between)]
         if made[0] is not None and made[1] is not None:
             mine = HostGroups(inside=made[0], between=made[1])
     return mine
-
-
-def _own(groups: Sequence[tuple[int, ...]]) -> dist.ProcessGroup | None:
-    """Make all groups, which is collective over the world; the one that this rank is in."""
-    own = None
-    for members in groups:
-        made = dist.new_group(list(members))
-        own = made if dist.get_rank() in members else own
-    return own

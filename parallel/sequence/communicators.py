@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from comms.groups import own_group
 from parallel.sequence.stretches import AttentionScheme
 
 
@@ -153,9 +154,7 @@ class _Maker:
             if len(members) == 1:
                 continue
             if (use, members) not in self._made:
-                made = dist.new_group(list(members))
-                inside = self._rank in members
-                self._made[use, members] = made if inside else None
+                self._made[use, members] = own_group([members])
             if self._rank in members:
                 mine = self._made[use, members]
         return mine

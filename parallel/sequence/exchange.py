@@ -15,7 +15,7 @@ from comms.ledger import Ledger
 
 
 class HeadExchange:
-    """Exchanges over one Ulysses group, counted as `sequence/all_to_all`."""
+    """Exchanges over one Ulysses group, counted as `sp/all_to_all`."""
 
     def __init__(self, group: dist.ProcessGroup, *, ledger: Ledger) -> None:
         self.group = group
@@ -37,7 +37,7 @@ class HeadExchange:
         """Give part i of the first dim to rank i; what arrives, in order of its sender."""
         received = torch.empty_like(parts)
         own_share = parts.numel() * parts.element_size() // self.ranks
-        self._ledger.sent("sequence", "all_to_all", own_share * (self.ranks - 1))
+        self._ledger.sent("sp", "all_to_all", own_share * (self.ranks - 1))
         # As bytes: not every backend exchanges every dtype.
         work = dist.all_to_all_single(
             _as_bytes(received), _as_bytes(parts), group=self.group, async_op=True

@@ -132,7 +132,7 @@ class Carousel:
     def _send(self, group: dist.ProcessGroup, tensor: Tensor, operation: str, *, tag: int) -> _Hop:
         """Start one hop. Tags keep both kinds apart where they share a group."""
         arriving = torch.empty_like(tensor)
-        self.ledger.sent("sequence", operation, tensor.numel() * tensor.element_size())
+        self.ledger.sent("sp", operation, tensor.numel() * tensor.element_size())
         ranks, at = group.size(), group.rank()
         send = dist.P2POp(dist.isend, tensor, group=group, tag=tag, group_peer=(at + 1) % ranks)
         receive = dist.P2POp(
