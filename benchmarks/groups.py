@@ -2,7 +2,8 @@
 
 Two hosts (network namespaces, needs root) of two ranks each on a limited link train the same
 batches, whose lengths are drawn from Wikipedia's, alternately with the planner free to choose and
-held to one size: the smallest that can hold the longest sequence, and the best for each batch.
+held to one size: the smallest that can hold the longest sequence, with Braid's attention and with
+DeepSpeed-Ulysses' all-to-all, and the best size for each batch.
 
     PYTHONPATH=. python benchmarks/groups.py --json
 """
@@ -15,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.groups_rank import Setting
+from benchmarks.groups_rank import PEERS, Setting
 from benchmarks.harness import Result, options
 from tests.hosts.namespaces import Host, two_hosts, why_not
 
@@ -46,7 +47,7 @@ def main() -> None:
     seconds = measure(setting, chosen.rate)
     result = Result(name="groups")
     result.braid = {"step_s": sum(seconds["auto"]) / len(seconds["auto"])}
-    for name in ("one_size", "best_size_per_batch"):
+    for name in PEERS:
         result.peers[name] = {"step_s": sum(seconds[name]) / len(seconds[name])}
         result.ratio(f"speedup_over_{name}", seconds[name], seconds["auto"])
     result.show(as_json=chosen.json)

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from parallel.layout import Layout
 from parallel.mesh import build_mesh
 from parallel.pool import SequencePool, open_pool
 from parallel.sequence.scheme import possible_schemes
-from parallel.sequence.stretches import padding_multiple, token_ranges
+from parallel.sequence.stretches import AttentionScheme, padding_multiple, token_ranges
 from trainer.data.batch import Batch
 from trainer.measure import measure_hardware
 from trainer.model.config import Architecture
@@ -31,11 +31,12 @@ from trainer.model.size import flops_per_token, parameter_count
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import AttentionShape, ModelCost
 from trainer.planner.groups import GroupPlanner
-from trainer.planner.plan import SequenceGroup, StepPlan, Terms
+from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
 
 LENGTHS = Path(__file__).parent / "data" / "wikipedia_length_quantiles.csv"
 RANKS, RANKS_PER_HOST = 4, 2
 WARM_UP = 2
+PEERS = ("ulysses_one_size", "one_size", "best_size_per_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ class Trainer:
         """Train `plan`; seconds of rank 0, all ranks beginning together."""
         batches = [self._batch(r.group_of(self._rank), lengths) for r in plan.rounds]
         dist.barrier()
+        self._ledger.take()
         begin_s = time.perf_counter()
         for number, (batch, sharing) in enumerate(batches):
             self._gradients.start_round(last=number == len(batches) - 1)
@@ -124,6 +126,18 @@ class Trainer:
         self._gradients.zero()
         dist.barrier()
         return time.perf_counter() - begin_s
+
+    def heads_only(self, plan: StepPlan) -> StepPlan:
+        """The same groups, all of them by all-to-all (DeepSpeed-Ulysses)."""
+        rounds = tuple(
+            Round(
+                groups=tuple(
+                    replace(g, attention=AttentionScheme(ulysses=g.size)) for g in r.groups
+                )
+            )
+            for r in plan.rounds
+        )
+        return replace(plan, rounds=rounds)
 
     def observe(self, name: str, plan: StepPlan, seconds: float) -> None:
         """Let a planner correct its rates by a step's time and waiting."""
@@ -222,7 +236,7 @@ def run(rank: int, master: str, port: int, setting: Setting) -> dict[str, list[f
     )
     join(environment, deadline_s=120)
     trainer = Trainer(rank, setting)
-    seconds: dict[str, list[float]] = {"auto": [], "one_size": [], "best_size_per_batch": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ("auto", *PEERS)}
     for number in range(-WARM_UP, setting.batches):
         lengths = draw_lengths(setting, seed=number + WARM_UP)
         taken: dict[str, float] = {}
@@ -231,8 +245,11 @@ def run(rank: int, master: str, port: int, setting: Setting) -> dict[str, list[f
             if plan is not None:
                 taken[name] = trainer.step(plan, lengths)
                 trainer.observe(name, plan, taken[name])
+            if name == "one_size" and plan is not None:
+                taken["ulysses"] = trainer.step(trainer.heads_only(plan), lengths)
         if number >= 0:
             seconds["auto"].append(taken["auto"])
+            seconds["ulysses_one_size"].append(taken.pop("ulysses"))
             seconds["one_size"].append(taken["one_size"])
             seconds["best_size_per_batch"].append(
                 min(s for name, s in taken.items() if name != "auto")

@@ -58,9 +58,13 @@ def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
     near = rank ^ 1
     far = rank + inside if rank // inside % 2 == 0 else rank - inside
     has_near = inside > 1 and near < ranks and near // inside == rank // inside
+    # Without a device, the copies of a transfer take the cores that compute.
+    overlap = 1.0 if device.type == "cuda" or ranks > inside else 0.0
     inside_rate = _pair_bytes_per_s(device, near if has_near else None)
     if ranks <= inside:
-        return Links(inside_bytes_per_s=inside_rate, between_bytes_per_s=inside_rate)
+        return Links(
+            inside_bytes_per_s=inside_rate, between_bytes_per_s=inside_rate, overlap=overlap
+        )
     has_far = 0 <= far < ranks
     together = _pair_bytes_per_s(device, far if has_far else None)
     alone = _pair_bytes_per_s(device, far if has_far and rank % inside == 0 else None)
@@ -68,6 +72,7 @@ def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
         inside_bytes_per_s=inside_rate if inside > 1 else alone,
         between_bytes_per_s=alone,
         host_bytes_per_s=together * inside,
+        overlap=overlap,
     )
 
 

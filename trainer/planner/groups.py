@@ -16,7 +16,7 @@ from trainer.planner.assignment.solve import solve
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import SMOOTHING, Hardware, ModelCost, refit
 from trainer.planner.plan import Activation, Round, SequenceGroup, StepPlan, Terms
-from trainer.planner.sharing_costs import SharingCosts
+from trainer.planner.sharing_costs import SharingCosts, causal_pairs
 
 PLANNING_SHARE = 0.1
 """Part of a step's time that choosing the next one may take from it."""
@@ -105,7 +105,7 @@ class GroupPlanner:
             lengths_tokens=tuple(lengths_tokens),
             ranks=self._layout.data_ranks,
             capacity_tokens=self._rank_tokens,
-            costs=costs.of_sequences(self._degrees, self._rank_tokens),
+            costs=costs.of_sequences(self._degrees, self._rank_tokens, lengths_tokens),
             degrees=self._degrees,
         )
         work_s = sum(problem.costs.sequence_s(length, 1) for length in lengths_tokens)
@@ -138,8 +138,8 @@ def _placed(
     """Groups side by side, largest first, each with the scheme for its tokens."""
     placed, first_rank = [], 0
     for share in groups:
-        tokens = sum(lengths_tokens[i] for i in share.sequences)
-        scheme, _ = costs.scheme(max(tokens, 1), share.size)
+        lengths = [lengths_tokens[i] for i in share.sequences]
+        scheme, _ = costs.scheme(sum(lengths), share.size, causal_pairs(lengths))
         placed.append(
             SequenceGroup(
                 first_rank=first_rank,
@@ -159,7 +159,8 @@ def _seconds(
     lengths = [lengths_tokens[i] for i in group.sequences]
     multiple = padding_multiple(group.attention)
     tokens = -(-sum(lengths) // multiple) * multiple
-    return costs.compute_s(lengths, group.size), costs.exposed_s(group.attention, tokens)
+    exposed_s = costs.exposed_s(group.attention, tokens, causal_pairs(lengths))
+    return costs.compute_s(lengths, group.size), exposed_s
 
 
 def _why(assignment: Assignment) -> str:

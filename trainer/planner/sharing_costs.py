@@ -1,5 +1,6 @@
 """Pure: what sequences cost on groups of each size, from the model's shape and measured rates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel.layout import Layout
@@ -8,6 +9,11 @@ from parallel.sequence.stretches import AttentionScheme
 from parallel.sequence.volume import AttentionBytes, attention_bytes
 from trainer.planner.assignment.problem import SequenceCosts
 from trainer.planner.costs import RECOMPUTE_FACTOR, Hardware, ModelCost, sent_bytes
+
+
+def causal_pairs(lengths_tokens: Sequence[int]) -> float:
+    """Pairs of a query and a key that it sees, inside sequences of these lengths."""
+    return sum(n * n for n in lengths_tokens) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +26,27 @@ class SharingCosts:
     recompute: bool
     ranks_per_host: int
 
-    def of_sequences(self, degrees: tuple[int, ...], rank_tokens: int) -> SequenceCosts:
-        """Coefficients for groups of these sizes whose ranks hold about `rank_tokens` each."""
+    def of_sequences(
+        self, degrees: tuple[int, ...], rank_tokens: int, lengths_tokens: Sequence[int]
+    ) -> SequenceCosts:
+        """Coefficients for groups of these sizes whose ranks hold about `rank_tokens` each, of
+        sequences like these."""
+        # The mean over tokens of the keys that each one sees.
+        keys = causal_pairs(lengths_tokens) / max(sum(lengths_tokens), 1)
         return SequenceCosts(
             quadratic_s=self.model.quadratic_flops * self._s_per_flop,
             linear_s=self.model.linear_flops_per_token * self._s_per_flop,
             fixed_s=self.round_communication_s,
             exchange_s_per_token={
-                degree: self.exposed_s(self.scheme(degree * rank_tokens, degree)[0], tokens)
-                / tokens
-                for degree in degrees
-                for tokens in (degree * rank_tokens,)
+                degree: self._exchange_s(degree, degree * rank_tokens, keys) for degree in degrees
             },
         )
+
+    def _exchange_s(self, degree: int, tokens: int, keys: float) -> float:
+        """Seconds per token that sharing adds to a group which holds `tokens`."""
+        pairs = tokens * min(keys, tokens / 2)
+        scheme, _ = self.scheme(tokens, degree, pairs)
+        return self.exposed_s(scheme, tokens, pairs) / tokens
 
     @property
     def round_communication_s(self) -> float:
@@ -48,8 +62,9 @@ class SharingCosts:
         )
         return flops * self._s_per_flop / degree
 
-    def scheme(self, tokens: int, degree: int) -> tuple[AttentionScheme, str]:
-        """The fastest scheme of `degree` ranks for a stream of `tokens`, and why."""
+    def scheme(self, tokens: int, degree: int, pairs: float) -> tuple[AttentionScheme, str]:
+        """The fastest scheme of `degree` ranks for a stream of `tokens`, and why. `pairs` of query
+        and key are computed."""
         shape = self.model.attention
         return choose_scheme(
             tokens,
@@ -62,14 +77,15 @@ class SharingCosts:
             flops_per_s=self.hardware.flops_per_s,
             windowed=shape.windowed,
             ranks_per_host=self.ranks_per_host,
+            causal_pairs=pairs,
         )
 
-    def exposed_s(self, scheme: AttentionScheme, tokens: int) -> float:
+    def exposed_s(self, scheme: AttentionScheme, tokens: int, pairs: float) -> float:
         """Seconds that sharing attention adds over all layers, forward and backward."""
         if scheme.degree == 1:
             return 0.0
         shape = self.model.attention
-        flops = 2.0 * tokens**2 * shape.num_heads * shape.head_dim / scheme.degree
+        flops = 4.0 * pairs * shape.num_heads * shape.head_dim / scheme.degree
         time = predict_attention(
             self._attention_bytes(scheme, tokens),
             scheme,
