@@ -25,6 +25,9 @@ class ModelShape:
     expert_counts: tuple[int, ...] = ()
     """Routed experts of each mixture layer."""
 
+    capacity: bool = False
+    """Whether experts refuse rows beyond a capacity per sequence."""
+
 
 def check_fit(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
     """Raise ValueError where the layout does not fit the model, or two axes exclude each other."""
@@ -72,7 +75,14 @@ def _check_pipeline(layout: Layout, config: ParallelConfig, shape: ModelShape) -
 
 
 def _check_sequence(layout: Layout, sp: int | str, shape: ModelShape) -> None:
-    if sp in (1, "auto"):
+    if sp == 1:
+        return
+    if shape.capacity:
+        raise ValueError(
+            f"parallel.sp={sp} spreads a sequence over ranks, but model.moe.capacity_factor bounds "
+            "what experts take of a whole one; set the latter to null or sp to 1"
+        )
+    if sp == "auto":
         return
     assert isinstance(sp, int)
     _must_divide("sp", sp, layout.data_ranks, "parallel.replica × parallel.shard")

@@ -94,6 +94,7 @@ def make_report(
         memory_gib=device_memory_gib(device_of(job.environment)),
         host_memory_gib=job.listeners.host_memory_gib(),
         expert_imbalance=_imbalance(verdict),
+        dropped_share=verdict.dropped / max(float(verdict.expert_load.sum()), 1.0),
         skipped=not verdict.commit,
         world_size=job.environment.world_size,
         plan=work.plan,

@@ -49,6 +49,9 @@ class StepReport:
     expert_imbalance: float
     """Most loaded expert over the mean, worst layer; 0 without experts."""
 
+    dropped_share: float
+    """Share of the routed assignments that experts had no room for."""
+
     skipped: bool
     """Whether the update was dropped because loss or gradients were not finite."""
 
@@ -85,6 +88,7 @@ class StepReport:
             "memory_gib": self.memory_gib,
             "host_memory_gib": self.host_memory_gib,
             "expert_imbalance": self.expert_imbalance,
+            "dropped_share": self.dropped_share,
             "skipped": self.skipped,
             **self._movement_record(),
         }

@@ -19,13 +19,13 @@ from trainer.model.tensor_costs import check_tensor_degree
 def shape_of(architecture: Architecture) -> ModelShape:
     """What of the model can be cut."""
     a, moe = architecture, architecture.moe
-    mixtures = [layer for layer in range(a.num_layers) if a.is_moe_layer(layer)]
     return ModelShape(
         num_layers=a.num_layers,
         num_heads=a.num_heads,
         windowed=a.sliding_window is not None and a.sliding_window_from_layer < a.num_layers,
         tied=a.tie_embeddings,
-        expert_counts=(moe.pyramid or (moe.num_experts,) * len(mixtures)) if moe else (),
+        expert_counts=tuple(a.experts_of(layer) for layer in a.mixture_layers),
+        capacity=moe is not None and moe.capacity_factor is not None,
     )
 
 

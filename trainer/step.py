@@ -48,6 +48,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
             stop=job.listeners.should_stop(),
             save=job.saver.due_by_time(),
             expert_load=parts.expert_load / layout.tp,
+            dropped=float(parts.dropped) / layout.tp,
         ),
         rank=job.environment.rank,
         world_size=job.environment.world_size,

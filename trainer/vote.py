@@ -29,6 +29,9 @@ class Ballot:
     expert_load: Tensor
     """float32 [layers, experts], tokens this rank sent to each expert."""
 
+    dropped: float = 0.0
+    """Of these, tokens that experts had no room for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -41,6 +44,9 @@ class Verdict:
     save: bool
     expert_load: Tensor
     """float32 [layers, experts], over all ranks."""
+
+    dropped: float
+    """Of these assignments, those that experts had no room for."""
 
     bad_ranks: tuple[int, ...]
     """Ranks whose own losses are not finite; none where only the summed gradient is not."""
@@ -66,6 +72,7 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
             float(ballot.save),
             float(ballot.step),
             float(ballot.step) ** 2,
+            ballot.dropped,
         ],
         dtype=torch.float64,
     )
@@ -76,7 +83,10 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
     urn = torch.cat([scalars, health, load.flatten()])
     if world_size > 1:
         dist.all_reduce(urn)
-    loss_sum, aux_sum, squared_norm, stop, save, steps, squares = urn[:7].tolist()
+    scalar_count = scalars.numel()
+    loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped = urn[
+        :scalar_count
+    ].tolist()
     if steps != world_size * ballot.step or squares != world_size * ballot.step**2:
         raise RuntimeError(
             f"ranks disagree on the step: rank {rank} is at {ballot.step}, the mean is "
@@ -88,6 +98,7 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
         grad_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
         stop=stop > 0,
         save=save > 0,
-        expert_load=urn[7 + world_size :].view(load.shape).float(),
-        bad_ranks=tuple(r for r in range(world_size) if urn[7 + r].item() > 0),
+        expert_load=urn[scalar_count + world_size :].view(load.shape).float(),
+        dropped=dropped,
+        bad_ranks=tuple(r for r in range(world_size) if urn[scalar_count + r].item() > 0),
     )

@@ -6,9 +6,11 @@ Capacity is max(ceil(tokens k / E × factor), 4) per expert (DeepSpeed-MoE, arXi
 GShard, arXiv 2006.16668), counted within each packed sequence.
 
 Guarantees, each asserted in tests/parallel/experts/test_capacity.py:
-- no expert takes more rows of a sequence than its capacity, and none is refused while there is room;
+- no expert takes more rows of a sequence than its capacity, and none is dropped while there is
+  room;
 - first choices come before second ones, earlier tokens before later ones;
-- what is dropped depends on the sequence alone, so any split of sequences over ranks drops the same;
+- what is dropped depends on the sequence alone, so any split of sequences over ranks drops the
+  same;
 - padding is never taken.
 """
 

@@ -26,6 +26,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from comms.ledger import Ledger
+from parallel.experts.loans import Lent, Loans
+from parallel.experts.placement import Placement
 from parallel.experts.transport import (
     Announced,
     Announcement,
@@ -129,7 +131,7 @@ class ExpertDispatch:
         ledger: Ledger,
         hosts: HostGroups | None = None,
     ) -> None:
-        ranks = group.size()
+        ranks = self.ranks = group.size()
         if num_experts % ranks:
             raise ValueError(
                 f"ep={ranks} does not divide num_experts={num_experts}; choose one of "
@@ -141,6 +143,8 @@ class ExpertDispatch:
                 f"{ranks} ranks of the expert group; make them with host_groups"
             )
         self._slots = (num_experts // ranks,) * ranks
+        self._weight_lane = Lane(group, ledger, "lend_experts")
+        self._loans: Loans | None = None
         if hosts is None or 1 in (hosts.inside.size(), hosts.between.size()):
             self._lanes = (Lane(group, ledger, "all_to_all"),)
         else:
@@ -152,16 +156,32 @@ class ExpertDispatch:
     @torch.compiler.disable
     def open(self, counts_V: Tensor) -> Trip:
         """Tell the other ranks how many rows come. All ranks call it, also with none."""
+        loans = self._loans
+        slots = self._slots if loans is None else loans.slots
+        counts_V = counts_V if loans is None else loans.split(counts_V)
         announced: Announcement
         if len(self._lanes) == 1:
-            announced = Announced(self._lanes[0], counts_V, self._slots)
+            announced = Announced(self._lanes[0], counts_V, slots, loans)
         else:
-            announced = StagedAnnounced(*self._lanes, counts_V, self._slots)
+            announced = StagedAnnounced(*self._lanes, counts_V, slots, loans)
         return _SentTrip(self._lanes, announced, counts_V.device)
 
+    @torch.compiler.disable
     def weights(self, stacked: Tensor) -> Tensor:
-        """This rank's own, and no copies."""
-        return stacked
+        """This rank's own, and the copies that `lend` says."""
+        if self._loans is None:
+            return stacked
+        return Lent.apply(stacked, self._loans, self._weight_lane)
+
+    def lend(self, placement: Placement) -> None:
+        """From now on, lend experts as `placement` says. All ranks of the group call it alike,
+        between two steps. Raises ValueError for a placement over another number of ranks."""
+        if placement.ranks != self.ranks:
+            raise ValueError(
+                f"a placement over {placement.ranks} ranks does not fit an expert group of "
+                f"{self.ranks}; make one for that many"
+            )
+        self._loans = Loans(placement, self._weight_lane.rank) if placement.loans else None
 
     def run(
         self, x_RD: Tensor, counts_E: Tensor, experts: Callable[[Tensor, Tensor], Tensor]

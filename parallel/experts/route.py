@@ -42,7 +42,7 @@ class Regroup:
 
 
 def _reordered(rows: Tensor, sizes: Sequence[int], order: Sequence[int]) -> Tensor:
-    if list(order) == list(range(len(order))):
+    if tuple(order) == tuple(range(len(order))):
         return rows
     chunks = rows.split(list(sizes))
     return torch.cat([chunks[i] for i in order])
@@ -75,6 +75,9 @@ class RowPlan:
     final: Regroup
     slot_rows: tuple[int, ...]
     """Rows that arrive for each slot of this rank."""
+
+    first: Regroup = Regroup((), ())
+    """What comes before all of it, where rows are not sorted by slots of all ranks yet."""
 
 
 def _sums(counts: Sequence[int], sizes: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ No autograd in here: the gradient of the way out is the way home, and the other 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Protocol
 
@@ -75,6 +76,17 @@ class Flight:
         return self._arriving
 
 
+class RowOrder(Protocol):
+    """How rows are sorted before they leave, where it is not by slots of all ranks."""
+
+    def regroup(self, counts_V: Sequence[int]) -> Regroup:
+        """To rows sorted by slots of all ranks."""
+
+
+def _from(order: RowOrder | None, plan: RowPlan, counts_V: Sequence[int]) -> RowPlan:
+    return plan if order is None else replace(plan, first=order.regroup(counts_V))
+
+
 class Announcement(Protocol):
     """Counts under way."""
 
@@ -85,8 +97,11 @@ class Announcement(Protocol):
 class Announced:
     """Counts told directly to every rank."""
 
-    def __init__(self, lane: Lane, counts_V: Tensor, slots: Sequence[int]) -> None:
+    def __init__(
+        self, lane: Lane, counts_V: Tensor, slots: Sequence[int], order: RowOrder | None = None
+    ) -> None:
         self._slots = slots
+        self._order = order
         self._counts_V = counts_V
         own = [slots[lane.rank]] * lane.ranks
         self._flight = lane.begin(counts_V, slots, own, "_counts")
@@ -95,7 +110,8 @@ class Announced:
         """Wait for the counts, and read them on the host, once for all."""
         counts = torch.cat([self._counts_V, self._flight.wait()]).tolist()
         total = self._counts_V.numel()
-        return direct_plan(counts[:total], counts[total:], self._slots)
+        plan = direct_plan(counts[:total], counts[total:], self._slots)
+        return _from(self._order, plan, counts[:total])
 
 
 class StagedAnnounced:
@@ -121,7 +137,7 @@ class StagedAnnounced:
         counts = torch.cat(parts).tolist()
         first = parts[0].numel()
         second = first + parts[1].numel()
-        return staged_plan(
+        plan = staged_plan(
             counts[:first],
             counts[first:second],
             counts[second:],
@@ -129,6 +145,7 @@ class StagedAnnounced:
             local_ranks=self._local_ranks,
             local=self._local,
         )
+        return _from(self._order, plan, counts[:first])
 
 
 class Transport:
@@ -145,6 +162,7 @@ class Transport:
 
     def begin_out(self, x_RD: Tensor) -> None:
         """Rows leave for their experts."""
+        x_RD = self.plan.first.apply(x_RD)
         for lane, hop in zip(self._lanes, self.plan.hops, strict=True):
             if self._flight is not None:
                 x_RD = self._flight.wait()
@@ -164,7 +182,7 @@ class Transport:
         y = self.plan.hops[-1].before.inverse(self._landed())
         for lane, hop in reversed(list(zip(self._lanes[:-1], self.plan.hops[:-1], strict=True))):
             y = hop.before.inverse(lane.begin(y, hop.received, hop.sent).wait())
-        return y
+        return self.plan.first.inverse(y)
 
     def _landed(self) -> Tensor:
         assert self._flight is not None, "nothing is under way"

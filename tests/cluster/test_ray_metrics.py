@@ -26,6 +26,7 @@ def report() -> StepReport:
         memory_gib=1.0,
         host_memory_gib=4.0,
         expert_imbalance=0.0,
+        dropped_share=0.0,
         skipped=False,
         world_size=2,
         plan=StepPlan(step=3, layout=Layout(), rounds=()),

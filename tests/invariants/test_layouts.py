@@ -69,6 +69,22 @@ def test_no_combination_of_axes_changes_the_losses(tmp_path, variants):
 
 
 @pytest.mark.timeout(240)
+def test_no_combination_changes_the_losses_of_the_mixture_variants(tmp_path):
+    job = _job(tmp_path)
+    moe = replace(
+        job.model.moe, pyramid=(4, 8, 12), residual=True, dispatch_size=16, capacity_factor=1.0
+    )
+    job = replace(job, model=replace(job.model, moe=moe))
+    variants = [
+        Variant(shard=4, ep=2, rounds=2),
+        Variant(pp=2, shard=2, ep=2, rounds=2),
+        Variant(shard=2, shard_weights=1),
+    ]
+    for comparison in compare(job, [Variant(), *variants], steps=3):
+        assert comparison.largest_difference <= RELATIVE_BOUND, comparison
+
+
+@pytest.mark.timeout(240)
 def test_sequences_of_their_own_length_are_trained_alike_by_all_groups(tmp_path):
     job = _job(tmp_path)
     job = replace(

@@ -41,6 +41,7 @@ BAD = [
     (Layout(shard=6), {"sp": 4}, {}, r"parallel.sp=4 does not divide .*=6; .*\[1, 2, 3, 6\]"),
     (Layout(shard=6), {"sp": 3}, {}, r"not a power of two.*choose one of \[1, 2\]"),
     (Layout(shard=16), {"sp": 16}, {"windowed": True}, r"8 query heads.*\[1, 2, 4, 8\]"),
+    (Layout(shard=2), {"sp": "auto"}, {"capacity": True}, "set the latter to null or sp to 1"),
     (Layout(shard=4, shard_weights=2, tp=2), {}, {}, "do not work with parallel.tp=2"),
 ]
 

@@ -66,6 +66,7 @@ def _report(step: int = 3) -> StepReport:
         memory_gib=1.0,
         host_memory_gib=2.0,
         expert_imbalance=1.1,
+        dropped_share=0.0,
         skipped=False,
         world_size=2,
         plan=plan,

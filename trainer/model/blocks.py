@@ -83,7 +83,7 @@ class DecoderBlock(nn.Module):
         self.post_attention_layernorm = RmsNorm(a.hidden_size, a.rms_norm_eps)
         self.mlp: MoeFeedForward | SwiGlu
         if a.moe is not None and a.is_moe_layer(layer):
-            self.mlp = MoeFeedForward(a.hidden_size, a.moe)
+            self.mlp = MoeFeedForward(a.hidden_size, a.moe, a.experts_of(layer))
         else:
             self.mlp = SwiGlu(a.hidden_size, a.intermediate_size)
 

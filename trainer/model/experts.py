@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from parallel.experts.dispatch import Exchange, Stay
+from parallel.tensor.layers import local
+
 
 class ExpertsFn(Protocol):
-    """Apply SwiGLU experts to sorted rows; expert parallelism exchanges the rows inside."""
+    """Apply SwiGLU experts to sorted rows."""
 
     def __call__(
         self, x_RD: Tensor, counts_E: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor
@@ -30,20 +33,29 @@ class ExpertsFn(Protocol):
 
 
 class Experts(nn.Module):
-    """Stacked weights of the routed experts."""
+    """Stacked weights of the routed experts, or of those that this rank holds."""
 
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, num_experts: int, row_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(
-            torch.empty(num_experts, hidden_size, 2 * intermediate_size)
-        )
-        self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
+        self.num_experts = num_experts
+        """Of all ranks."""
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, row_size, 2 * intermediate_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, row_size))
+        self.expert_slot: Tensor
+        """int64 [E]: the row of the stacked weights that holds each expert. Saved with them, so
+        that experts may have moved."""
+        self.register_buffer("expert_slot", torch.arange(num_experts))
+        self.exchange: Exchange = Stay()
+        """How rows find their experts; expert parallelism puts its own here."""
         self.apply_experts: ExpertsFn = grouped_swiglu
-        """How rows meet weights; expert parallelism puts its own here."""
+        """How rows meet weights."""
 
     def forward(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
-        """[R, D] rows sorted by expert to [R, D] in the same order."""
-        return self.apply_experts(x_RD, counts_E, self.gate_up_proj, self.down_proj)
+        """[R, D] rows sorted by slot to [R, D] in the same order. Under expert parallelism these
+        are the rows that came to this rank, and the counts of its slots."""
+        gate_up_EDF = self.exchange.weights(local(self.gate_up_proj))
+        down_EFD = self.exchange.weights(local(self.down_proj))
+        return self.apply_experts(x_RD, counts_E, gate_up_EDF, down_EFD)
 
 
 @torch.compiler.disable
@@ -66,7 +78,8 @@ def grouped_swiglu(x_RD: Tensor, counts_E: Tensor, gate_up_EDF: Tensor, down_EFD
 def _fits_grouped_kernel(x_RD: Tensor, *weights: Tensor) -> bool:
     # The kernel wants rows of a multiple of 16 bytes.
     aligned = all(size % 8 == 0 for w in weights for size in w.shape[1:])
-    return x_RD.is_cuda and x_RD.dtype == torch.bfloat16 and aligned
+    # Without rows, which only expert parallelism brings about, there is nothing to launch.
+    return x_RD.is_cuda and x_RD.dtype == torch.bfloat16 and aligned and x_RD.shape[0] > 0
 
 
 class _PerExpertMatmul(Function):

@@ -34,7 +34,8 @@ _NAMED_AT_MOST = 8
 def load_hf_weights(model: HasDecoder, folder: Path) -> str:
     """Fill all parameters from `folder`; a sentence with how many tensors were used.
 
-    Every rank of a sharded model calls it. Buffers are left alone. Raises DataError listing
+    Every rank of a sharded model calls it. Experts then lie in their order; other buffers are left
+    alone. Raises DataError listing
     missing, unexpected and misshapen tensors, and for files that are missing or damaged; no
     parameter has changed then.
     """
@@ -43,6 +44,9 @@ def load_hf_weights(model: HasDecoder, folder: Path) -> str:
         _check(folder, pieces, stored, tied=model.architecture.tie_embeddings)
         for name, parameter in model.named_parameters():
             fill(parameter, _Reader(pieces[name], stored, parameter.dtype))
+        for name, buffer in model.named_buffers():
+            if name.endswith(".expert_slot"):
+                buffer.copy_(torch.arange(buffer.numel()))
         used = sum(len(parts) for parts in pieces.values())
         return f"loaded {used} of {len(stored)} tensors from {folder}"
 
@@ -145,15 +149,12 @@ def _renamed(
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors in the names and cuts of Hugging Face; complete, or an error."""
     missing = set(pieces)
-    for name, tensor in items:
-        if name.endswith(".expert_bias"):
-            # No family with experts has one; `family_of` refused architectures that move it.
-            continue
+    for name, tensor, slot_E in _with_slots(items):
         if name not in missing:
             raise DataError(f"tensor {name!r} is not of this architecture, or is given twice")
         missing.remove(name)
         for piece in pieces[name]:
-            part = _cut(tensor, piece)
+            part = _cut(tensor, piece, slot_E)
             if tuple(part.shape) != piece.shape:
                 raise DataError(
                     f"tensor {name!r} gives {piece.name} the shape {tuple(part.shape)} instead of "
@@ -164,8 +165,35 @@ def _renamed(
         raise DataError(f"tensors are missing: {', '.join(sorted(missing))}")
 
 
-def _cut(tensor: Tensor, piece: Piece) -> Tensor:
+def _with_slots(
+    items: Iterable[tuple[str, Tensor]],
+) -> Iterator[tuple[str, Tensor, list[int] | None]]:
+    """Parameters, stacked experts with the place of each expert in the stack (None: in order).
+
+    Stacks that come before their layer's places are held back until those come: give buffers first
+    where memory is scarce.
+    """
+    slots: dict[str, list[int]] = {}
+    held: dict[str, Tensor] = {}
+    for name, tensor in items:
+        layer, _, stacked = name.rpartition(".experts.")
+        if name.endswith(".expert_bias"):
+            # No family with experts has one; `family_of` refused architectures that move it.
+            continue
+        if stacked == "expert_slot":
+            slots[layer] = tensor.tolist()
+            ready = [held_name for held_name in held if held_name.startswith(f"{layer}.")]
+            yield from ((other, held.pop(other), slots[layer]) for other in ready)
+        elif stacked and layer not in slots:
+            held[name] = tensor
+        else:
+            yield name, tensor, slots.get(layer)
+    yield from ((name, tensor, None) for name, tensor in held.items())
+
+
+def _cut(tensor: Tensor, piece: Piece, slot_E: list[int] | None) -> Tensor:
     if piece.expert is None:
         return tensor
     columns = slice(piece.first_column, piece.first_column + piece.shape[0])
-    return tensor[piece.expert][:, columns].t()
+    row = piece.expert if slot_E is None else slot_E[piece.expert]
+    return tensor[row][:, columns].t()

@@ -36,7 +36,7 @@ def init_weights(model: HasDecoder, seed: int) -> None:
             writes_residual = any(part in name for part in ("o_proj", "down_proj", "ascend"))
             _fill_normal(parameter, name, seed, residual_std if writes_residual else std)
     for name, buffer in model.named_buffers():
-        if name.endswith("expert_slot"):
+        if name.endswith(".expert_slot"):
             buffer.copy_(torch.arange(buffer.numel()))
         else:
             torch.nn.init.zeros_(buffer)

@@ -35,6 +35,9 @@ class LossParts(NamedTuple):
     expert_load: Tensor
     """fp32 [mixture layers, E], detached: assignments of real tokens; [0, 0] without experts."""
 
+    dropped: Tensor
+    """fp32 scalar, detached: of these assignments, those beyond the experts' capacity."""
+
 
 class Blocks(nn.Module):
     """Blocks by their number in the whole decoder, ascending; iterates over the blocks."""
@@ -147,6 +150,7 @@ class DecoderLayers(nn.Module):
         calls it with the same numbers. The sign rule of arXiv 2408.15664, algorithm 1.
         """
         for mixture, load_E in zip(self.mixtures, expert_load, strict=True):
+            load_E = load_E[: mixture.experts.num_experts]
             step_E = rate * torch.sign(load_E.mean() - load_E)
             mixture.gate.expert_bias += step_E.to(mixture.gate.expert_bias.device)
 
@@ -154,9 +158,11 @@ class DecoderLayers(nn.Module):
 def loss_parts(loss_sum: Tensor, stats: list[MoeStats]) -> LossParts:
     """The sums, from a loss and the statistics of the layers."""
     if not stats:
-        return LossParts(loss_sum, torch.zeros_like(loss_sum), loss_sum.new_zeros(0, 0))
+        zero = torch.zeros_like(loss_sum)
+        return LossParts(loss_sum, zero, loss_sum.new_zeros(0, 0), zero.detach())
     return LossParts(
         loss_sum,
         torch.stack([s.aux for s in stats]).sum(),
         torch.stack([s.load_E for s in stats]),
+        torch.stack([s.dropped for s in stats]).sum(),
     )

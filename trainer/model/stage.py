@@ -99,6 +99,7 @@ class DecoderStages(nn.Module):
             torch.stack([part.loss_sum for part in parts]).sum(),
             torch.stack([part.aux_sum for part in parts]).sum(),
             load if experts else load.new_zeros(0, 0),
+            torch.stack([part.dropped for part in parts]).sum(),
         )
 
     @torch.no_grad()

@@ -104,6 +104,8 @@ def test_scales_of_norms_biases_and_matrices():
             assert (tensor == 1).all(), name
         elif name.endswith("bias"):
             assert (tensor == 0).all(), name
+        elif name.endswith("expert_slot"):
+            assert torch.equal(tensor, torch.arange(tensor.numel())), name
         else:
             residual = "o_proj" in name or "down_proj" in name
             wanted = 0.05 / math.sqrt(4) if residual else 0.05
