@@ -34,9 +34,13 @@ from tests.hosts.namespaces import Host, two_hosts, why_not  # noqa: E402
 
 PEERS = ("ddp_fp32", "ddp_fp16", "ddp_powersgd", "ddp_sgd")
 SPEED = (
-    "ddp_fp32,ddp_fp16,ddp_powersgd,braid_dgc,braid_econtrol,braid_powersgd,braid_int8,braid_fp4"
+    "ddp_fp32,ddp_fp16,ddp_powersgd,braid_dgc,braid_econtrol,braid_powersgd,braid_powersgd8,"
+    "braid_int8,braid_fp4"
 )
-LOSS = "ddp_fp32,ddp_sgd,ddp_powersgd,braid_dgc,braid_econtrol,braid_ef,braid_powersgd,braid_fp4"
+LOSS = (
+    "ddp_fp32,ddp_sgd,ddp_powersgd,braid_dgc,braid_econtrol,braid_ef,braid_powersgd,"
+    "braid_powersgd8,braid_fp4"
+)
 PORT = 29_400
 TEXT_BYTES = 8_000_000
 

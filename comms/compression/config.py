@@ -50,6 +50,10 @@ class CompressionConfig:
     warmup_stages: int = 4
     """Stages of that warm-up; each divides the ratio by the same factor."""
 
+    dense_steps: int = 2
+    """First steps that `powersgd`, `econtrol`, `ef` and `ef21` send whole: Adam's second moments,
+    begun with compressed gradients, stay too small for hundreds of steps."""
+
     sample_ratio: float = 0.01
     """Share of the entries from which the threshold is estimated."""
 
@@ -82,6 +86,7 @@ class CompressionConfig:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm} must be above 0, or null for none.")
         _at_least("warmup_steps", self.warmup_steps, 0)
+        _at_least("dense_steps", self.dense_steps, 0)
         _at_least("warmup_stages", self.warmup_stages, 1)
         _at_least("rank", self.rank, 1)
         _at_least("dense_below", self.dense_below, 0)
@@ -124,6 +129,11 @@ class StepChoice:
     ratio: float | None = None
     rank: int | None = None
     block_format: BlockFormat | None = None
+
+
+def begins_dense(step: int, config: CompressionConfig) -> bool:
+    """Whether `step`, counted from 0, is sent whole."""
+    return step < config.dense_steps and config.method in (*ERROR_CONTROLLED, "powersgd")
 
 
 def check_optimizer(config: CompressionConfig, optimizer: str) -> None:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from comms.compression.config import CompressionConfig, StepChoice, ratio_at
+from comms.compression.config import CompressionConfig, StepChoice, begins_dense, ratio_at
 from comms.compression.dense import Dense, reduce_dense_runs
 from comms.compression.dgc import DeepGradientCompression
 from comms.compression.econtrol import ErrorControl
@@ -70,6 +70,7 @@ class Exchange:
         self._config = self._step_config = config
         self._method = _method_of(config)
         self._momentum = Momentum(config.momentum, config.nesterov)
+        self._dense = Dense(torch.float32, self._momentum)
         self._group = group
         self._inside = inside
         self._ledger = ledger
@@ -109,20 +110,12 @@ class Exchange:
         slot = self._slot(key, numel)
         steps = slot.steps + slot.open
         ratio = ratio_at(steps, self._step_config)
-        self._count(flat.numel(), geometry, ratio)
+        method = self._dense if begins_dense(steps, self._step_config) else self._method
+        self._count(flat.numel(), geometry, ratio, method)
         seed = zlib.crc32(f"{self._config.seed}/{key}/{steps}".encode())
-        phases = self._phases(slot, flat, geometry, ratio, seed, self._method)
-        serial = self._method.phases > 1 or self._inside is not None
+        phases = self._phases(slot, flat, geometry, ratio, seed, method)
+        serial = method.phases > 1 or self._inside is not None
         return self._runner.submit(phases, flat, serial=serial, then=then)
-
-    def sent_bytes(self, geometry: Geometry, ratio: float) -> dict[str, int]:
-        """Bytes that this rank sends over `group` for one gradient, per operation."""
-        found = {"all_reduce": all_reduce_bytes(4 * geometry.dense_numel, self._group.size())}
-        if geometry.matrices:
-            sent = self._method.sent_bytes(geometry, self._group.size(), ratio)
-            for operation, sent_bytes in sent.items():
-                found[operation] = found.get(operation, 0) + sent_bytes
-        return {operation: sent_bytes for operation, sent_bytes in found.items() if sent_bytes}
 
     def set_method(self, choice: StepChoice) -> None:
         """Use another method or ratio from the next `start` on; all ranks do so at the same step.
@@ -193,6 +186,15 @@ class Exchange:
             slot = self._slots[key] = Slot()
         return slot
 
+    def _sent_bytes(self, geometry: Geometry, ratio: float, method: Method) -> dict[str, int]:
+        """Bytes that this rank sends over `group` for one gradient, per operation."""
+        found = {"all_reduce": all_reduce_bytes(4 * geometry.dense_numel, self._group.size())}
+        if geometry.matrices:
+            sent = method.sent_bytes(geometry, self._group.size(), ratio)
+            for operation, sent_bytes in sent.items():
+                found[operation] = found.get(operation, 0) + sent_bytes
+        return {operation: sent_bytes for operation, sent_bytes in found.items() if sent_bytes}
+
     def _clip(self, slot: Slot, flat: Tensor, clip_norm: float) -> None:
         """Bound this rank's gradient by the bound on the sum over the root of the ranks
         (arXiv 1712.01887, section 3.3: gradients of ranks are independent). Of other keys, the
@@ -204,10 +206,10 @@ class Exchange:
         if norm > limit:
             flat *= limit / norm
 
-    def _count(self, numel: int, geometry: Geometry, ratio: float) -> None:
+    def _count(self, numel: int, geometry: Geometry, ratio: float, method: Method) -> None:
         if self._ledger is None:
             return
-        for operation, sent_bytes in self.sent_bytes(geometry, ratio).items():
+        for operation, sent_bytes in self._sent_bytes(geometry, ratio, method).items():
             self._ledger.sent(self._axis, operation, sent_bytes)
         if self._inside is not None:
             for operation, sent_bytes in inside_bytes(numel, self._inside.size()).items():

@@ -10,53 +10,79 @@ Guarantees, each asserted in tests/comms/outer/test_e3m0.py:
 - zeros stay zero, and a shorter last block is as exact as the others.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+# B blocks of S entries; a byte holds an entry of a block's first half and one of its second.
 
 BLOCK = 128
 """Entries that share a scale."""
 
+_CHUNK = 1 << 16
+"""Entries worked on at a time: what a core's own cache holds."""
+
 _SCALE_BYTES = 2
 _LEVELS = 7
 _TOP = float(2 ** (_LEVELS - 1))
-_MANTISSA_BITS = 23
+_LEAST_FP16 = 2.0**-14
+"""The smallest fp16 of full precision: times this, the level 1 gets the exponent field 1, and what
+is below has the field 0, so that dropping the mantissa gives the code."""
+
+_MANTISSA_BITS = 10
 _HALF_MANTISSA = 1 << (_MANTISSA_BITS - 1)
-_BEFORE_ONE = 126
-"""Exponent field of the float below 1, so that code 1 stands for 1."""
 
 
 def code_bytes(numel: int) -> int:
     """Bytes of `numel` entries: scales, then two entries per byte."""
-    blocks = -(-numel // BLOCK)
-    return blocks * (_SCALE_BYTES + BLOCK // 2)
+    return _blocks(numel) * (_SCALE_BYTES + BLOCK // 2)
 
 
 def encode(x: Tensor) -> Tensor:
     """The code of a finite fp32 vector, as uint8 on its device."""
-    blocks = -(-x.numel() // BLOCK)
-    x_BS = torch.nn.functional.pad(x, (0, blocks * BLOCK - x.numel())).view(blocks, BLOCK)
-    scale_B1 = x_BS.abs().amax(dim=1, keepdim=True).to(torch.bfloat16)
-    # An empty block must not be divided by zero.
-    divisor_B1 = scale_B1.float().clamp_(min=torch.finfo(torch.float32).tiny)
-    scaled_BS = x_BS / divisor_B1 * _TOP
-    bits_BS = scaled_BS.abs().view(torch.int32)
-    # Half a mantissa carries into the exponent exactly where the next power of two is nearer.
-    codes_BS = ((bits_BS + _HALF_MANTISSA) >> _MANTISSA_BITS) - _BEFORE_ONE
-    codes_BS = codes_BS.clamp_(1, _LEVELS).mul_(scaled_BS.abs() >= 0.5)
-    codes_BS |= (scaled_BS < 0).int() << 3
-    pairs_BS = codes_BS.view(blocks, BLOCK // 2, 2).to(torch.uint8)
-    packed = pairs_BS[..., 0] | (pairs_BS[..., 1] << 4)
-    return torch.cat([scale_B1.flatten().view(torch.uint8), packed.flatten()])
+    code = torch.empty(code_bytes(x.numel()), dtype=torch.uint8, device=x.device)
+    for piece, scales, packed in _pieces(x, code):
+        filled = torch.nn.functional.pad(piece, (0, -piece.numel() % BLOCK))
+        x_BS = filled.view(-1, BLOCK)
+        # Three times as fast as a maximum norm, which is not vectorised along rows.
+        scale_B1 = x_BS.abs().amax(dim=1, keepdim=True).to(torch.bfloat16)
+        # An empty block must not be divided by zero.
+        divisor_B1 = scale_B1.float().clamp_(min=torch.finfo(torch.float32).tiny)
+        half_BS = (x_BS / divisor_B1).mul_(_TOP * _LEAST_FP16).half().view(torch.int16)
+        size_BS = half_BS & 0x7FFF
+        # Half a mantissa carries over exactly where the next power of two is nearer.
+        size_BS.add_(_HALF_MANTISSA).bitwise_right_shift_(_MANTISSA_BITS).clamp_(max=_LEVELS)
+        size_BS |= half_BS.bitwise_right_shift_(12) & 8
+        pair_BS = size_BS[:, : BLOCK // 2] | (size_BS[:, BLOCK // 2 :] << 4)
+        scales.copy_(scale_B1.flatten().view(torch.uint8))
+        packed.copy_(pair_BS.flatten())
+    return code
 
 
-def decode(code: Tensor, numel: int) -> Tensor:
-    """The fp32 entries of a code of `numel` entries."""
-    blocks = -(-numel // BLOCK)
-    scales = blocks * _SCALE_BYTES
-    scale_B1 = code[:scales].clone().view(torch.bfloat16).float().view(blocks, 1)
-    packed = code[scales:].view(blocks, BLOCK // 2, 1)
-    codes_BS = torch.cat([packed & 15, packed >> 4], dim=2).view(blocks, BLOCK).int()
-    size_BS = codes_BS & _LEVELS
-    bits_BS = ((size_BS + _BEFORE_ONE) << _MANTISSA_BITS) | ((codes_BS & 8) << 28)
-    values_BS = bits_BS.view(torch.float32) * (size_BS > 0)
-    return (values_BS * (scale_B1 / _TOP)).flatten()[:numel]
+def add_decoded(total: Tensor, code: Tensor, weight: float) -> None:
+    """Add to the fp32 vector `total` a code of as many entries, times `weight`."""
+    for piece, scales, packed in _pieces(total, code):
+        scale_B1 = scales.clone().view(torch.bfloat16).float().unsqueeze(1)
+        pair_BS = packed.to(torch.int16).view(-1, BLOCK // 2)
+        code_BS = torch.cat([pair_BS & 15, pair_BS.bitwise_right_shift_(4)], dim=1)
+        half_BS = (code_BS & _LEVELS).bitwise_left_shift_(_MANTISSA_BITS)
+        half_BS |= code_BS.bitwise_and_(8).bitwise_left_shift_(12)
+        factor = weight / (_TOP * _LEAST_FP16)
+        value = half_BS.view(torch.float16).float().mul_(scale_B1.mul_(factor)).flatten()
+        piece.add_(value[: piece.numel()])
+
+
+def _blocks(numel: int) -> int:
+    return -(-numel // BLOCK)
+
+
+def _pieces(x: Tensor, code: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Parts of a vector, with the bytes of their scales and those of their entries."""
+    first = _blocks(x.numel()) * _SCALE_BYTES
+    for start in range(0, x.numel(), _CHUNK):
+        piece = x[start : start + _CHUNK]
+        blocks, before = _blocks(piece.numel()), start // BLOCK
+        scales = code[before * _SCALE_BYTES : (before + blocks) * _SCALE_BYTES]
+        begin = first + before * (BLOCK // 2)
+        yield piece, scales, code[begin : begin + blocks * (BLOCK // 2)]

@@ -74,15 +74,16 @@ def mean(messages: Sequence[Tensor], numel: int, wire: OuterWire) -> Mean:
     total = torch.zeros(numel, device=messages[0].device)
     for message, weight in zip(messages, weights, strict=True):
         if weight:
-            total.add_(_decode(message[HEADER_BYTES:], numel, wire), alpha=weight / total_weight)
+            _add_decoded(total, message[HEADER_BYTES:], weight / total_weight, wire)
     return Mean(total, tuple(weight > 0 for weight in weights), tuple(leaving))
 
 
-def _decode(code: Tensor, numel: int, wire: OuterWire) -> Tensor:
+def _add_decoded(total: Tensor, code: Tensor, weight: float, wire: OuterWire) -> None:
     if wire == "e3m0":
-        return e3m0.decode(code, numel)
-    if wire == "int8":
-        value = torch.zeros(numel, device=code.device)
-        BlockCodec("int8").decode(code, value, numel)
-        return value
-    return code.clone().view(torch.float32)
+        e3m0.add_decoded(total, code, weight)
+    elif wire == "int8":
+        value = torch.zeros_like(total)
+        BlockCodec("int8").decode(code, value, total.numel())
+        total.add_(value, alpha=weight)
+    else:
+        total.add_(code.clone().view(torch.float32), alpha=weight)

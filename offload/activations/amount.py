@@ -5,11 +5,13 @@ Guarantees, each asserted in tests/offload/activations/test_amount.py:
   tier, and it is within [0, 1];
 - what is predicted to be exposed is zero exactly when the transfers hide;
 - the cut-off keeps a suffix of the scopes: those that could not be back before backward wants them;
-- peak memory is what is kept, what is on its way out and what was fetched ahead.
+- peak memory is that of the worse of two moments, the beginning and the end of backward.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from offload.host_memory import RankNeed
 
 BACKWARD_OVER_FORWARD = 2.0
 """Time of a block's backward relative to its forward."""
@@ -89,6 +91,22 @@ def fits(
     return max(blocks - kept_blocks, 0) * block.moved_bytes(alpha) <= tier_bytes
 
 
+def activation_need(
+    block: BlockBytes,
+    alpha: float,
+    *,
+    blocks: int,
+    kept_blocks: int = 2,
+    disk: bool = False,
+    staging_bytes: int = 0,
+) -> RankNeed:
+    """Host memory or disk that one rank's swapped activations take, for `find_problems`."""
+    tier_bytes = round(max(blocks - kept_blocks, 0) * block.moved_bytes(alpha))
+    if disk:
+        return RankNeed(file_bytes=tier_bytes, pageable_bytes=staging_bytes)
+    return RankNeed(pinned_bytes=tier_bytes, pageable_bytes=staging_bytes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SwapPrediction:
     """Time and memory of one step's blocks."""
@@ -101,7 +119,7 @@ class SwapPrediction:
 
     recompute_s: float
     peak_bytes: float
-    """Activations in device memory at the end of forward, two fetched blocks included."""
+    """Activations in device memory: kept blocks, the one at work, and the window."""
 
     moved_bytes: float
     """One way, all blocks."""
@@ -116,13 +134,17 @@ def predict_swap(
     bytes_per_s: float,
     blocks: int,
     kept_blocks: int = 2,
+    window_bytes: float | None = None,
 ) -> SwapPrediction:
-    """What a step takes when `alpha` of the tokens is swapped.
+    """What a step takes when `alpha` of the tokens is swapped, with `window_bytes` beyond the block
+    at work for what leaves and what is fetched: a whole block's worth where it is None.
 
     `tokenwise_s` is the part of a block's forward outside attention, which recomputing the other
     tokens repeats in proportion.
     """
     swapped = max(blocks - kept_blocks, 0)
+    if window_bytes is None:
+        window_bytes = block.total_bytes if swapped > 1 else 0
     moved_bytes = block.moved_bytes(alpha)
     recompute_s = swapped * (1.0 - alpha) * tokenwise_s
     copy_s = moved_bytes / bytes_per_s
@@ -134,7 +156,7 @@ def predict_swap(
         step_s=compute_s + recompute_s + out_s + back_s,
         exposed_s=out_s + back_s,
         recompute_s=recompute_s,
-        peak_bytes=(min(kept_blocks, blocks) + min(swapped, 2)) * block.total_bytes,
+        peak_bytes=(min(kept_blocks, blocks) + min(swapped, 1)) * block.total_bytes + window_bytes,
         moved_bytes=swapped * moved_bytes,
     )
 
@@ -166,11 +188,19 @@ def first_kept(scopes: Sequence[Scope], *, bytes_per_s: float) -> int:
 
 
 def peak_memory_bytes(
-    *, kept_bytes: int, in_flight_bytes: int, staging_bytes: int, fetched_bytes: int
+    *,
+    kept_bytes: int,
+    in_flight_bytes: int,
+    fetched_bytes: int,
+    gradient_bytes: int,
+    transient_bytes: int,
+    staging_bytes: int = 0,
 ) -> int:
-    """Most memory the saved tensors of a step take.
+    """Most memory that a step takes beyond weights and what is there all the time.
 
-    During forward that is what stays and what is on its way out; during backward what stays and
-    what was fetched. Staging buffers are there all the time.
+    When backward begins: the kept blocks, and what is still leaving or is fetched already. When it
+    ends: what is fetched, and the gradients of all weights but those of the first block. At either
+    time, what one block's backward makes and frees again, its weights' gradients included.
     """
-    return kept_bytes + staging_bytes + max(in_flight_bytes, fetched_bytes)
+    beginning = kept_bytes + max(in_flight_bytes, fetched_bytes)
+    return staging_bytes + transient_bytes + max(beginning, fetched_bytes + gradient_bytes)

@@ -74,10 +74,13 @@ class BlockSwap:
             DiskFailure: An earlier tensor could not be stored.
         """
         policy = self.policy.for_block(index, self._num_blocks)
-        if policy.kind == "keep" or not torch.is_grad_enabled() or x_TD.shape[0] == 0:
-            with saved_tensors_hooks(Kept, Kept.tensor):
+        if not torch.is_grad_enabled() or x_TD.shape[0] == 0:
+            return parts.plain(x_TD)
+        swap = self._swap(self.policy)
+        if policy.kind == "keep":
+            # Asking for what stayed starts the return of the blocks before.
+            with saved_tensors_hooks(Kept, swap.unpack):
                 return parts.plain(x_TD)
-        swap = self._swap(policy)
         with swap.block(index):
             run = _Run(swap, policy, self._check, x_TD.shape[0])
             before = run.region("pre", parts.pre, x_TD)
@@ -88,7 +91,7 @@ class BlockSwap:
             return run.region("post", parts.post, x_TD, mixed).forward([x_TD, mixed])
 
     def _swap(self, policy: ActivationPolicy) -> ActivationSwap:
-        if policy.kind == "recompute":
+        if policy.kind != "swap":
             return next(iter(self._swaps.values()))
         if policy.tier not in self._swaps:
             raise ValueError(

@@ -147,21 +147,18 @@ class ActivationSwap:
             RuntimeError: It was changed in place, or comes back with other bytes.
             DiskFailure: It cannot be read.
         """
-        if isinstance(packed, Kept):
-            return packed.tensor()
         with self._lock:
             self._profile.backward()
             self.settle()
+            if isinstance(packed, Kept):
+                self._ahead(self._count)
+                return packed.tensor()
             record = packed.record
             if record.probe.changed:
                 raise RuntimeError(changed_message(packed.view.size, packed.view.dtype))
             tensor = packed.view.on(self.bytes_of(record))
+            self._ahead(record.number)
             self._asked(packed)
-            self._back.ahead(
-                reversed(self._live.values()),
-                before=record.number,
-                window_bytes=self.options.prefetch_bytes,
-            )
             return tensor
 
     def bytes_of(self, record: Record) -> Tensor:
@@ -217,6 +214,10 @@ class ActivationSwap:
         """Close the store when neither a caller nor a graph holds this object any more."""
         # Saved tensors hold the hooks, and these the swap.
         weakref.finalize(self, self._store.close)
+
+    def _ahead(self, before: int) -> None:
+        window_bytes = self.options.prefetch_bytes
+        self._back.ahead(reversed(self._live.values()), before=before, window_bytes=window_bytes)
 
     def _moves(self, tensor: Tensor) -> bool:
         if not is_plain(tensor) or tensor.device.type != self._device_type or is_weight(tensor):

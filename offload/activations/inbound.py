@@ -100,7 +100,12 @@ class Inbound:
         assert record.loading is not None
         assert record.restored_N is not None
         begin_s = self._clock()
-        record.loading.wait()
+        try:
+            record.loading.wait()
+        except BaseException:
+            # Nothing half read stays; asking again starts anew.
+            record.restored_N = record.loading = None
+            raise
         self._stats.stall_back_s += self._clock() - begin_s
         if record.checksum is not None and not torch.equal(
             record.checksum, checksum(record.restored_N[: record.stored_bytes])

@@ -44,13 +44,13 @@ class Outbound:
             record.storing = self._store.put(record.place, leaving_N)
             self._stats.stored_bytes += record.stored_bytes
         self._records.append(record)
+        self._stats.in_flight_peak_bytes = max(
+            self._stats.in_flight_peak_bytes, self.in_flight_bytes
+        )
         begin_s = self._clock()
         while self.in_flight_bytes > self._limit_bytes and len(self._records) > 1:
             self._finish(self._records[0])
         self._stats.stall_out_s += self._clock() - begin_s
-        self._stats.in_flight_peak_bytes = max(
-            self._stats.in_flight_peak_bytes, self.in_flight_bytes
-        )
 
     def settle(self) -> None:
         """Let go of what has left. Raises DiskFailure for what could not."""

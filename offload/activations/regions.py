@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from offload.activations.engine import ActivationSwap
 from offload.activations.records import Handle, Packed, Record
-from offload.activations.rows import MIN_CHECKED_ELEMENTS, Autocast, Comparison, RowCheck
+from offload.activations.rows import MIN_CHECKED_ELEMENTS, Autocast, Comparison, Key, RowCheck
 from offload.activations.tensors import is_row_major
 from offload.disk.files import round_up_to_pages
 
@@ -61,10 +61,11 @@ class Region:
         self._wants_grad = [x.requires_grad for x in inputs]
         self._autocast = Autocast(inputs[0].device.type)
         self._saved = _Forward()
+        self._holds_originals = False
         self._outputs: dict[int, int] = {}
         self._output_records: dict[int, weakref.ref[Record]] = {}
         self._own: weakref.WeakSet[Record] = weakref.WeakSet()
-        self._key: tuple[object, ...] = (
+        self._key: Key = (
             name,
             self._rows,
             swapped_rows,
@@ -73,13 +74,14 @@ class Region:
 
     def forward(self, inputs: Sequence[Tensor]) -> Outputs:
         """Run the function on all tokens; what it returns."""
+        self._holds_originals = self._check.wants_originals(self._key)
         with saved_tensors_hooks(self._pack, self._swap.unpack):
             result = self._fn(slice(0, self._rows), *inputs)
         for place, output in enumerate(as_tuple(result)):
             if is_row_major(output, self._rows):
                 self._outputs[output.untyped_storage()._cdata] = place
-        self._key = (*self._key, *self._saved.shapes)
-        if self._recomputes and not self._check.known(self._key):
+        known = self._check.known(self._key, tuple(self._saved.shapes))
+        if self._recomputes and not known and self._holds_originals:
             self._check_rows(inputs)
         self._saved.originals.clear()
         return result
@@ -107,7 +109,7 @@ class Region:
         inputs = [self._swap.unpack(packed) for packed in self._inputs]
         for record in missing:
             self._swap.arrive(record)
-        whole = not self._check.rows_suffice(self._key)
+        whole = not self._check.rows_suffice(self._key, tuple(self._saved.shapes))
         writer = _Writer(
             [record for record in missing if not record.filled], self._rows, self._swapped_rows
         )
@@ -130,7 +132,7 @@ class Region:
             packed = self._swap.pack(tensor)
         self._saved.records.append(entry)
         self._saved.shapes.append((tensor.shape, tensor.dtype))
-        if entry is not None and not self._check.known(self._key):
+        if entry is not None and self._holds_originals:
             self._saved.originals.append(tensor.detach())
         else:
             self._saved.originals.append(None)
@@ -197,7 +199,9 @@ class Region:
                 "function, or keep this block"
             )
         enough = verdicts[1].elements >= MIN_CHECKED_ELEMENTS
-        self._check.note(self._key, rows_suffice=enough and verdicts[1].equal)
+        self._check.note(
+            self._key, tuple(self._saved.shapes), rows_suffice=enough and verdicts[1].equal
+        )
 
 
 class _Writer:

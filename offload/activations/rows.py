@@ -9,23 +9,38 @@ MIN_CHECKED_ELEMENTS = 1 << 14
 """Fewer recomputed elements may be equal by chance."""
 
 
+Key = tuple[object, ...]
+
+
 class RowCheck:
-    """Whether fewer rows give the same bits, found by doing it once per shape."""
+    """Whether fewer rows give the same bits, found by doing it once per shape.
+
+    A run is known by its inputs when it begins, and by what it saved when it is over.
+    """
 
     def __init__(self) -> None:
-        self._verdicts: dict[tuple[object, ...], bool] = {}
+        self._settled: set[Key] = set()
+        self._verdicts: dict[Key, bool] = {}
 
-    def known(self, key: tuple[object, ...]) -> bool:
-        """Whether `key` was checked."""
-        return key in self._verdicts
+    def wants_originals(self, inputs: Key) -> bool:
+        """Whether a run with such inputs should hold on to what it saves, to be compared."""
+        return inputs not in self._settled
 
-    def rows_suffice(self, key: tuple[object, ...]) -> bool:
+    def known(self, inputs: Key, saved: Key) -> bool:
+        """Whether this run was checked. If not, the next with such inputs should be."""
+        found = (inputs, saved) in self._verdicts
+        if not found:
+            self._settled.discard(inputs)
+        return found
+
+    def rows_suffice(self, inputs: Key, saved: Key) -> bool:
         """What the check found; no where there was none."""
-        return self._verdicts.get(key, False)
+        return self._verdicts.get((inputs, saved), False)
 
-    def note(self, key: tuple[object, ...], *, rows_suffice: bool) -> None:
+    def note(self, inputs: Key, saved: Key, *, rows_suffice: bool) -> None:
         """Remember what a check found."""
-        self._verdicts[key] = rows_suffice
+        self._verdicts[inputs, saved] = rows_suffice
+        self._settled.add(inputs)
 
 
 class Comparison:

@@ -170,3 +170,17 @@ def _lend(
 def _idlest(loads: Sequence[float], holders: Sequence[int]) -> int | None:
     free = [rank for rank in range(len(loads)) if rank not in holders]
     return min(free, key=lambda r: (loads[r], r)) if free else None
+
+
+def loan_cost_rows(
+    *,
+    expert_bytes: int,
+    expert_parameters: int,
+    link_bytes_per_s: float,
+    flops_per_s: float,
+) -> float:
+    """Rows that a rank works off, forward and backward, in the time in which one expert's weights
+    go out and their gradient comes home: the `loan_rows` of `rebalance`."""
+    transfer_s = 2 * expert_bytes / link_bytes_per_s
+    # Two operations per weight, and backward counts twice the forward.
+    return transfer_s * flops_per_s / (6 * expert_parameters)

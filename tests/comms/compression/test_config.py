@@ -2,7 +2,13 @@
 
 import pytest
 
-from comms.compression.config import CompressionConfig, StepChoice, check_optimizer, ratio_at
+from comms.compression.config import (
+    CompressionConfig,
+    StepChoice,
+    begins_dense,
+    check_optimizer,
+    ratio_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +58,10 @@ def test_a_step_may_choose_within_its_family():
     with pytest.raises(ValueError, match="none, fp16, bf16, dgc"):
         config.with_choice(StepChoice(method="quantized"))
     assert "quantized" in CompressionConfig().fitting_methods()
+
+
+def test_error_feedback_begins_dense():
+    config = CompressionConfig(method="powersgd", dense_steps=2)
+    assert [begins_dense(step, config) for step in range(4)] == [True, True, False, False]
+    assert not begins_dense(0, CompressionConfig(method="quantized"))
+    assert not begins_dense(0, CompressionConfig(method="dgc", momentum=0.9))

@@ -33,7 +33,7 @@ class _Run:
     """A DDP model that trains with compressed gradients."""
 
     def __init__(self, *, bucket_mb: float, **settings: object) -> None:
-        config = CompressionConfig(dense_below=100, **settings)
+        config = CompressionConfig(dense_below=100, dense_steps=0, **settings)
         self.model = DistributedDataParallel(_model(), bucket_cap_mb=bucket_mb)
         self.buckets = DdpBuckets(Exchange(config, group=dist.new_group()), self.model.module)
         self.model.register_comm_hook(self.buckets, ddp_hook)

@@ -35,7 +35,7 @@ def _descend(rank: int) -> dict[str, float]:
     found = {}
     for name, settings in SETTINGS.items():
         config = CompressionConfig(
-            **({"ratio": 0.1, "dense_below": 0, "values": "fp32"} | settings)
+            **({"ratio": 0.1, "dense_below": 0, "values": "fp32", "dense_steps": 0} | settings)
         )
         exchange = Exchange(config, group=dist.group.WORLD, background=False)
         x = torch.zeros(DIM)
@@ -48,7 +48,9 @@ def _descend(rank: int) -> dict[str, float]:
 
 
 def _invariants(rank: int) -> list[float]:
-    config = CompressionConfig(method="econtrol", ratio=0.05, dense_below=0, eta=0.02)
+    config = CompressionConfig(
+        method="econtrol", ratio=0.05, dense_below=0, eta=0.02, dense_steps=0
+    )
     exchange = Exchange(config, group=dist.group.WORLD)
     unsent = torch.zeros(500)
     generator = torch.Generator().manual_seed(rank)

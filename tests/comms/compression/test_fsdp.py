@@ -43,7 +43,7 @@ def _train(
     for block in (model.first, model.second):
         fully_shard(block, mesh=mesh["shard"])
     fully_shard(model, mesh=mesh["shard"])
-    config = CompressionConfig(dense_below=10, **settings)
+    config = CompressionConfig(dense_below=10, dense_steps=0, **settings)
     exchange = Exchange(config, group=mesh.get_group("replica"), ledger=ledger)
     hooks = compress_shards(model, exchange, average=average)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

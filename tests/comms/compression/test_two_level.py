@@ -23,7 +23,7 @@ def _body(rank: int) -> dict[str, object]:
     for method in ("none", "quantized", "ef"):
         ledger = Ledger()
         exchange = Exchange(
-            CompressionConfig(method=method, ratio=0.3),
+            CompressionConfig(method=method, ratio=0.3, dense_steps=0),
             group=mesh.get_group("between"),
             inside=mesh.get_group("inside"),
             ledger=ledger,

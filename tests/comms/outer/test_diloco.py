@@ -256,3 +256,30 @@ def test_fragments_that_hold_nothing_or_the_same_are_refused():
         StreamingDiloco([{"a": weight}, {}], group=None, config=DilocoConfig(every=20))
     with pytest.raises(ValueError, match="several fragments"):
         StreamingDiloco([{"a": weight}, {"a": weight}], group=None, config=DilocoConfig(every=20))
+
+
+def _on_gpu(rank: int) -> dict[str, bool]:
+    """Nine steps of one island, here and on a GPU; the outer state rests in host memory."""
+    ends = []
+    for device in ("cpu", "cuda"):
+        island = Island(rank, {**STREAM, "wire": "fp32"}, model=make_model().to(device))
+        for step in range(9):
+            inputs, targets = (tensor.to(device) for tensor in batch_of(0, step))
+            nn.functional.mse_loss(island.model(inputs), targets).backward()
+            island.inner.step()
+            island.inner.zero_grad()
+            island.outer.step()
+        island.outer.finish()
+        ends.append(island.outer.global_parameters())
+        island.outer.close()
+    here, there = ends
+    return {
+        "resting": all(value.device.type == "cpu" for value in there.values()),
+        "equal": all(torch.allclose(here[n], there[n], rtol=1e-3, atol=1e-5) for n in here),
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_outer_state_rests_in_host_memory():
+    assert run_on_ranks(1, _on_gpu)[0] == {"resting": True, "equal": True}

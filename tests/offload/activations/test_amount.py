@@ -4,6 +4,7 @@ import torch
 from offload.activations.amount import (
     BlockBytes,
     Scope,
+    activation_need,
     choose_alpha,
     decoder_block_bytes,
     first_kept,
@@ -11,6 +12,7 @@ from offload.activations.amount import (
     peak_memory_bytes,
     predict_swap,
 )
+from offload.host_memory import HostLimits, find_problems
 from tests.offload.activations.small import Block
 
 BLOCK = BlockBytes(input_bytes=100, attention_bytes=100, other_bytes=1400)
@@ -53,6 +55,17 @@ def test_copies_are_exposed_where_they_do_not_hide(share):
     assert found.recompute_s == pytest.approx(10 * (1 - share) * 0.4)
     assert found.step_s == pytest.approx(36.0 + found.exposed_s + found.recompute_s)
     assert found.peak_bytes == 4 * BLOCK.total_bytes
+    narrow = predict_swap(
+        BLOCK,
+        share,
+        forward_s=1.0,
+        tokenwise_s=0.4,
+        bytes_per_s=900.0,
+        blocks=12,
+        kept_blocks=0,
+        window_bytes=300,
+    )
+    assert narrow.peak_bytes == BLOCK.total_bytes + 300
 
 
 def test_bytes_of_memos_block():
@@ -78,9 +91,21 @@ def test_scopes_that_cannot_be_back_in_time_stay():
     assert faster == sorted(faster)
 
 
-def test_peak_memory_is_what_stays_and_the_larger_way():
-    found = peak_memory_bytes(kept_bytes=5, in_flight_bytes=20, staging_bytes=3, fetched_bytes=30)
-    assert found == 38
+def test_too_little_host_memory_is_found_before_the_start():
+    gib = 1 << 30
+    block = BlockBytes(input_bytes=gib, attention_bytes=gib, other_bytes=8 * gib)
+    limits = HostLimits(free_bytes=40 * gib, disk_bytes=40 * gib)
+    assert find_problems([activation_need(block, 0.0, blocks=12)], limits) == []
+    (problem,) = find_problems([activation_need(block, 0.5, blocks=12)], limits)
+    assert "60 GiB" in problem
+    (problem,) = find_problems([activation_need(block, 0.5, blocks=12, disk=True)], limits)
+    assert "60 GiB" in problem
+
+
+def test_peak_memory_is_that_of_the_worse_moment():
+    usual = {"kept_bytes": 50, "in_flight_bytes": 20, "fetched_bytes": 30, "transient_bytes": 7}
+    assert peak_memory_bytes(**usual, gradient_bytes=10) == 50 + 30 + 7
+    assert peak_memory_bytes(**usual, gradient_bytes=90, staging_bytes=3) == 30 + 90 + 7 + 3
 
 
 def test_sizes_agree_with_what_torch_saves():

@@ -1,5 +1,8 @@
-"""The swap around Braid's own decoder block: norms, projections, rotary angles and feed-forward are
-the token-wise parts, packed attention is the other one."""
+"""Swapping activations changes no bit of the gradients of the decoder's own block.
+
+Norms, projections, rotary angles and feed-forward are its token-wise parts, packed attention is
+the other one.
+"""
 
 import pytest
 import torch

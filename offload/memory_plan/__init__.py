@@ -1,0 +1,1 @@
+"""Addresses for tensors whose lifetimes are known beforehand."""
