@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from offload.states import SubgroupState, fill_masters
@@ -134,9 +135,16 @@ def _like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
         return shaped
     return DTensor.from_local(
         shaped,
-        parameter.device_mesh,
+        _host_mesh(parameter.device_mesh),
         parameter.placements,
         run_check=False,
         shape=parameter.shape,
         stride=parameter.stride(),
     )
+
+
+def _host_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The same ranks in the same places, so that a copy stays in host memory; sends nothing."""
+    if mesh.device_type == "cpu":
+        return mesh
+    return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names, _init_backend=False)

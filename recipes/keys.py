@@ -123,6 +123,8 @@ def _describe_one(option: Any) -> str:
     if get_origin(option) is Literal:
         choices = [f"`{choice}`" for choice in get_args(option)]
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if get_origin(option) is tuple and get_args(option)[-1] is ...:
+        return f"a list, each {describe(get_args(option)[0])}"
     if get_origin(option) is tuple:
         return f"a list of {len(get_args(option))}, each {describe(get_args(option)[0])}"
     if is_dataclass(option):

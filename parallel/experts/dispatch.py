@@ -146,12 +146,12 @@ class ExpertDispatch:
         self._weight_lane = Lane(group, ledger, "lend_experts")
         self._loans: Loans | None = None
         if hosts is None or 1 in (hosts.inside.size(), hosts.between.size()):
-            self._lanes = (Lane(group, ledger, "all_to_all"),)
+            self._lanes = [Lane(group, ledger, "all_to_all")]
         else:
-            self._lanes = (
+            self._lanes = [
                 Lane(hosts.inside, ledger, "all_to_all_inside_hosts"),
                 Lane(hosts.between, ledger, "all_to_all_between_hosts"),
-            )
+            ]
 
     @torch.compiler.disable
     def open(self, counts_V: Tensor) -> Trip:
@@ -163,7 +163,8 @@ class ExpertDispatch:
         if len(self._lanes) == 1:
             announced = Announced(self._lanes[0], counts_V, slots, loans)
         else:
-            announced = StagedAnnounced(*self._lanes, counts_V, slots, loans)
+            inside, between = self._lanes
+            announced = StagedAnnounced(inside, between, counts_V, slots, loans)
         return _SentTrip(self._lanes, announced, counts_V.device)
 
     @torch.compiler.disable

@@ -117,8 +117,15 @@ class Announced:
 class StagedAnnounced:
     """Counts told inside the host first, then between hosts."""
 
-    def __init__(self, inside: Lane, between: Lane, counts_V: Tensor, slots: Sequence[int]) -> None:
-        self._slots, self._counts_V = slots, counts_V
+    def __init__(
+        self,
+        inside: Lane,
+        between: Lane,
+        counts_V: Tensor,
+        slots: Sequence[int],
+        order: RowOrder | None = None,
+    ) -> None:
+        self._slots, self._counts_V, self._order = slots, counts_V, order
         self._local_ranks, self._local = inside.ranks, inside.rank
         hosts, ranks = between.ranks, inside.ranks
         places = [[slots[h * ranks + p] for h in range(hosts)] for p in range(ranks)]

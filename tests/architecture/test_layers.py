@@ -41,7 +41,7 @@ LOADERS_BY_NAME = {"cluster/worker.py": "its work is named, so that the driver n
 MODEL_FORMATS = {"jinja2", "pyarrow", "safetensors", "tokenizers"}
 OUTSIDE = {
     "comms": {"numpy", "torch"},
-    "offload": {"deepspeed", "numpy", "torch"},
+    "offload": {"numpy", "scipy", "torch"},
     "parallel": {"megatron", "numpy", "torch"},
     "trainer": {"numpy", "scipy", "tensorboard", "torch"} | MODEL_FORMATS,
     "cluster": {"numpy", "psutil", "ray", "torch"},

@@ -10,9 +10,6 @@ from comms.ledger import Ledger
 from parallel.tensor.layers import tensor_copies
 from tests.ranks import run_on_ranks
 from tests.trainer.model.batches import make_batch
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.folder import list_complete
-from trainer.checkpoint.loading import load, read_tensors
 from trainer.model.cache import KvCache
 from trainer.model.config import Architecture, MoeConfig
 from trainer.model.decoder import Decoder
@@ -221,45 +218,6 @@ def on_ranks(request):
     if request.param == "fsdp":
         return run_on_ranks(4, with_fsdp)
     return run_on_ranks(request.param, on_the_axis, request.param)
-
-
-def saved(rank, directory):
-    """A checkpoint of 2 x 2 ranks, and one of theirs loaded into ranks of another degree."""
-    found = {}
-    for name, architecture in NAMED.items():
-        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tp"))
-        model = meta_model(architecture)
-        split_decoder(model, mesh["tp"], Ledger())
-        for block in model.layers:
-            fully_shard(block, mesh=mesh["shard"])
-        fully_shard(model, mesh=mesh["shard"])
-        filled(model)
-        saver = Checkpointer(
-            directory / name, keep_last=1, group=torch.distributed.group.WORLD, blocking=True
-        )
-        saver.save(1, state_of(model), {})
-        saver.close()
-        line = init_device_mesh("cpu", (4,), mesh_dim_names=("tp",))
-        other = meta_model(architecture)
-        split_decoder(other, line, Ledger())
-        other.to_empty(device="cpu")
-        path = list_complete(directory / name)[0][1]
-        load(state_of(other), [path], torch.distributed.group.WORLD)
-        found[name] = {key: full(p) for key, p in other.named_parameters()}
-    return found
-
-
-def state_of(model):
-    return {name: p.detach() for name, p in model.named_parameters()}
-
-
-def test_checkpoints_load_into_other_degrees(tmp_path, wanted):
-    results = run_on_ranks(4, saved, tmp_path)
-    for name in NAMED:
-        for parameter, tensor in read_tensors(list_complete(tmp_path / name)[0][1]):
-            weight = wanted[name]["weights"][parameter]
-            assert torch.equal(tensor, weight)
-            assert all(torch.equal(result[name][parameter], weight) for result in results)
 
 
 def test_losses_and_gradients_are_those_of_one_rank(on_ranks, wanted):
