@@ -8,10 +8,11 @@ Forward and backward of each rank's tokens, all contenders alternately in the sa
 - `staged`: the exchange inside pairs of ranks first and then between them (4 ranks or more);
 - `narrow`: tokens travel in `--low` instead of `--width` (BigMac), and `narrow_alone`.
 
-Bytes are those that the ledger counts. The ranks share this machine's cores, so the link is memory.
+Bytes are those that rank 0's ledger counts. The ranks share this machine's cores, and the link is
+memory; `--rate 1gbit` puts half of them on another host behind such a link (needs root).
 """
 
-import socket
+import json
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -24,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.harness import Result, options
-from comms import groups
-from comms.config import RankEnvironment
+from benchmarks.linked_ranks import join, start_ranks
+from comms.groups import leave
 from comms.ledger import Ledger
 from parallel.experts.dispatch import ExpertDispatch, HostGroups
 from parallel.experts.hosts import host_groups
@@ -37,7 +38,7 @@ Contender = Callable[[], None]
 
 
 def main() -> None:
-    """Measure on `--ranks` processes of this machine and show the result."""
+    """Run all ranks, or be one of them."""
     arguments = options(
         __doc__,
         ranks=2,
@@ -49,16 +50,19 @@ def main() -> None:
         experts=8,
         top_k=2,
         rounds=9,
+        rate="",
+        rank=-1,
+        address="",
+        port=0,
+        out="",
     )
+    if arguments.rank >= 0:
+        _rank(arguments)
+        return
     with TemporaryDirectory() as folder:
-        out = str(Path(folder) / "measured.pt")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.start_processes(
-            _rank, (port, arguments, out), nprocs=arguments.ranks, start_method="spawn"
-        )
-        measured = torch.load(out, weights_only=True)
+        out = Path(folder) / "measured.json"
+        start_ranks("benchmarks.experts", arguments, out)
+        measured = json.loads(out.read_text())
     _result(measured, arguments).show(as_json=arguments.json)
 
 
@@ -72,16 +76,18 @@ def _result(measured: dict[str, dict[str, list[float]]], arguments: Namespace) -
     # Throughput per token: the time without dispatch over the time with it.
     result.ratio("dispatch_of_alone", times["alone"], times["dispatch"])
     result.ratio("in_order_of_alone", times["alone"], times["in_order"])
+    result.ratio("overlap_gain", times["in_order"], times["dispatch"])
     result.ratio("narrow_of_narrow_alone", times["narrow_alone"], times["narrow"])
     if "staged" in times:
         result.ratio("staged_of_alone", times["alone"], times["staged"])
+        result.ratio("staged_of_dispatch", times["dispatch"], times["staged"])
     result.ratio("narrow_bytes", sent["narrow"], sent["dispatch"])
     return result
 
 
-def _rank(rank: int, port: int, arguments: Namespace, out: str) -> None:
+def _rank(arguments: Namespace) -> None:
     torch.set_num_threads(1)
-    groups.join(RankEnvironment.on_this_machine(rank, arguments.ranks, port), deadline_s=60)
+    join(arguments)
     ledger = Ledger()
     contenders = _contenders(arguments, ledger)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -98,9 +104,9 @@ def _rank(rank: int, port: int, arguments: Namespace, out: str) -> None:
             if number:  # the first round warms caches up
                 seconds[name].append(slowest.item())
                 sent[name] = [float(rows)]
-    if rank == 0:
-        torch.save({"seconds": seconds, "bytes": sent}, out)
-    groups.leave()
+    if arguments.rank == 0:
+        Path(arguments.out).write_text(json.dumps({"seconds": seconds, "bytes": sent}))
+    leave()
 
 
 def _contenders(arguments: Namespace, ledger: Ledger) -> dict[str, Contender]:

@@ -28,7 +28,7 @@ from parallel.hierarchy.mesh import build_hierarchy_mesh
 from parallel.hierarchy.sharding import HierarchicalSharding
 from parallel.hierarchy.widths import Widths
 from parallel.mesh import Meshes
-from parallel.shard import ShardedGradients, fsdp_modules, shard_parameters
+from parallel.shard import ShardedGradients, shard_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +98,29 @@ def parallelize(
             reshard_after_forward=config.reshard_after_forward,
             ledger=ledger,
         )
-    return _Together(model, meshes, config.bucket_bytes, ledger)
+        return _Sharded(model, ranks=layout.world_size // layout.pp)
+    return _Whole(model, meshes, config.bucket_bytes, ledger)
 
 
-class _Together:
-    """A model whose parameters, gradients and optimizer states are cut alike."""
+class _Sharded:
+    """A model whose parameters, gradients and optimizer states are cut alike by FSDP2."""
+
+    def __init__(self, model: nn.Module, *, ranks: int) -> None:
+        self._model = model
+        self._ranks = ranks
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self._model.named_parameters()
+
+    def gradients(self) -> Gradients:
+        return ShardedGradients(self._model, ranks=self._ranks)
+
+    def publish(self) -> None:
+        """The optimizer has written into the parameters themselves."""
+
+
+class _Whole:
+    """A model that every rank has whole, in fp32."""
 
     def __init__(self, model: nn.Module, meshes: Meshes, bucket_bytes: int, ledger: Ledger) -> None:
         self._model = model
@@ -114,12 +132,10 @@ class _Together:
         return self._model.named_parameters()
 
     def gradients(self) -> Gradients:
-        layout = self._meshes.layout
-        if fsdp_modules(self._model):
-            return ShardedGradients(self._model, ranks=layout.world_size // layout.pp)
+        replicas = self._meshes.layout.replica
         return GradientBuckets(
             [p for p in self._model.parameters() if p.requires_grad],
-            group=self._meshes.group("replica") if layout.replica > 1 else None,
+            group=self._meshes.group("replica") if replicas > 1 else None,
             bucket_bytes=self._bucket_bytes,
             ledger=self._ledger,
         )

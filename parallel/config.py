@@ -60,8 +60,8 @@ class ParallelConfig:
     """Pipeline stages on each rank under `interleaved`; `zero_bubble` has two, `1f1b` one."""
 
     two_stage_experts: bool = True
-    """Whether expert groups over several hosts exchange tokens inside hosts first and then between
-    them: fewer and larger messages on the slow links."""
+    """Whether expert groups over several whole hosts exchange tokens inside hosts first and then
+    between them: fewer and larger messages on the slow links."""
 
     def __post_init__(self) -> None:
         for axis, degree in self._degrees().items():

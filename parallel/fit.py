@@ -37,6 +37,13 @@ def check_fit(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None
     _check_together(layout)
 
 
+def stages_per_rank(config: ParallelConfig) -> int:
+    """Pipeline stages on each rank under the schedule."""
+    if config.schedule == "interleaved":
+        return config.stages_per_rank
+    return 2 if config.schedule == "zero_bubble" else 1
+
+
 def _must_divide(axis: str, degree: int, number: int, what: str) -> None:
     if number % degree:
         raise ValueError(
@@ -59,8 +66,7 @@ def _check_experts(ep: int, shape: ModelShape) -> None:
 def _check_pipeline(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
     if layout.pp == 1:
         return
-    per_rank = {"1f1b": 1, "zero_bubble": 2, "interleaved": config.stages_per_rank}
-    chunks = layout.pp * per_rank[config.schedule]
+    chunks = layout.pp * stages_per_rank(config)
     if chunks > shape.num_layers:
         raise ValueError(
             f"parallel.pp={layout.pp} with schedule {config.schedule} needs {chunks} stages, but "

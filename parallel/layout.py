@@ -142,7 +142,7 @@ def resolve_layout(
         replica=replica,
         shard=shard,
         tp=tp,
-        ep=_experts(config.ep, shard, num_experts, ranks_per_host),
+        ep=_experts(config.ep, shard, num_experts, max(1, ranks_per_host // tp)),
         shard_weights=0 if config.shard_weights == "auto" else config.shard_weights,
         shard_gradients=0 if config.shard_gradients == "auto" else config.shard_gradients,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class SequencePool:
             return None
         group = self._communicators.whole(size)
 
+        @torch.compiler.disable
         def total(values: Tensor) -> Tensor:
             summed = values.detach().clone()
             payload_bytes = summed.numel() * summed.element_size()

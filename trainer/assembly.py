@@ -39,6 +39,9 @@ class Assembly:
 
     architecture: Architecture
     layout: Layout
+    ranks_per_host: int
+    """The same on all ranks."""
+
     dtype: torch.dtype
     """Of forward and backward."""
 
@@ -68,17 +71,19 @@ def assemble(
     from the same ones.
     """
     architecture = resolve_architecture(config.model, tokenizer_vocab)
-    layout = agree_on_layout(config, architecture, environment)
+    on_host = agreed_ranks_per_host(environment)
+    layout = agree_on_layout(config, architecture, environment, ranks_per_host=on_host)
     dtype = compute_dtype(config.train, environment)
     meshes = build_mesh(layout, environment.device_type)
     spread = spread_decoder if layout.pp == 1 else spread_stages
-    spreading = spread(config, architecture, meshes, dtype, ledger, environment.local_world_size)
+    spreading = spread(config, architecture, meshes, dtype, ledger, on_host)
     spreading.allocate(device_of(environment))
     origin = _fill(spreading.weights, config)
     gradients, rounds = spreading.start()
     return Assembly(
         architecture=architecture,
         layout=layout,
+        ranks_per_host=on_host,
         dtype=dtype,
         compiled=config.train.compile,
         weights=spreading.weights,
@@ -86,7 +91,7 @@ def assemble(
         pool=open_pool(
             layout,
             rank=environment.rank,
-            schemes=attention_schemes(config, architecture, layout, environment),
+            schemes=attention_schemes(config, architecture, layout, on_host),
             ledger=ledger,
         ),
         gradients=gradients,
@@ -104,23 +109,36 @@ def _fill(weights: Weights, config: JobConfig) -> str:
     return origin
 
 
+def agreed_ranks_per_host(environment: RankEnvironment) -> int:
+    """Ranks that share each host; 1 where hosts differ, since nothing can then be aligned to them.
+    All ranks call it and get the same answer."""
+    most, least = (torch.tensor(environment.local_world_size) for _ in range(2))
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(most) if most == least else 1
+
+
 def agree_on_layout(
-    config: JobConfig, architecture: Architecture, environment: RankEnvironment
+    config: JobConfig,
+    architecture: Architecture,
+    environment: RankEnvironment,
+    *,
+    ranks_per_host: int,
 ) -> Layout:
     """Resolve the axis sizes. All ranks call it. Raises RecipeError where they do not fit."""
     capacity_bytes = device_capacity_bytes(
         device_of(environment), ranks_on_host=environment.local_world_size
     )
     # Hosts may differ, and every rank must come to the same answer.
-    smallest = torch.tensor([capacity_bytes, environment.local_world_size], dtype=torch.int64)
+    smallest = torch.tensor(capacity_bytes, dtype=torch.int64)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
     return choose_layout(
         config,
         architecture,
         world_size=environment.world_size,
         state_bytes=STATE_BYTES_PER_PARAMETER * parameter_count(architecture),
-        device_bytes=int(smallest[0]),
-        ranks_per_host=int(smallest[1]),
+        device_bytes=int(smallest),
+        ranks_per_host=ranks_per_host,
     )
 
 

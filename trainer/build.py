@@ -19,7 +19,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.job import Job, Listeners, Rules
-from trainer.model.size import flops_per_token
+from trainer.model.size import step_flops
 from trainer.optim import updates_done
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
@@ -113,6 +113,7 @@ def data_cursor(config: JobConfig, corpus: Corpus, arithmetic: BatchArithmetic) 
 def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     """The numbers that the loop goes by, read once."""
     moe = assembly.architecture.moe
+    linear_flops, quadratic_flops = step_flops(assembly.architecture, config.data.seq_len)
     return Rules(
         total_steps=config.train.steps,
         max_skipped_steps=config.train.max_skipped_steps,
@@ -120,11 +121,8 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
         seed=config.run.seed,
-        flops_per_token=flops_per_token(
-            assembly.architecture,
-            assembly.architecture.vocab_size,
-            context_tokens=config.data.seq_len,
-        ),
+        linear_flops_per_token=linear_flops,
+        quadratic_flops=quadratic_flops,
     )
 
 

@@ -280,8 +280,12 @@ class JobConfig:
             )
         # How many ranks `auto` may group is known only when they have met.
         together = self.parallel.sp
-        if together != "auto" and self.train.max_tokens_per_device * together < seq_len:
+        room = self.train.max_tokens_per_device
+        if together != "auto" and together > 1:
+            room = room // 2 * 2 * together  # ranks that share hold even numbers of tokens
+        if together != "auto" and room < seq_len:
             per_rank = -(-seq_len // together)
+            per_rank += per_rank % 2 if together > 1 else 0
             longer = "" if together == 1 else f" over the {together} ranks of parallel.sp"
             raise ValueError(
                 f"train.max_tokens_per_device={self.train.max_tokens_per_device} is less than one "

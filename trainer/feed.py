@@ -31,6 +31,9 @@ class StepWork:
     num_tokens: int
     """Input tokens of the whole step, over all ranks."""
 
+    squared_tokens: int
+    """Sum of the squared lengths of the step's sequences."""
+
     num_targets: int
     """Target tokens of the whole step; the losses are divided by it."""
 
@@ -87,6 +90,7 @@ class StepFeed:
             groups=groups,
             batches=tuple(self._batch(group, sequences, plan.padding) for group in groups),
             num_tokens=sum(s.num_tokens for s in sequences),
+            squared_tokens=sum(s.num_tokens**2 for s in sequences),
             # A step of prompts alone has no target; its loss is then 0 and not 0/0.
             num_targets=max(1, sum(s.num_targets for s in sequences)),
         )

@@ -60,8 +60,11 @@ class Rules:
 
     schedule: Schedule
     seed: int
-    flops_per_token: float
-    """Forward and backward."""
+    linear_flops_per_token: float
+    """Forward and backward of a token, attention to other tokens not counted."""
+
+    quadratic_flops: float
+    """Forward and backward of attention, per squared token of a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,8 @@ def make_report(
 ) -> StepReport:
     """Put together what the step measured."""
     verdict = result.verdict
-    flops = work.num_tokens * job.rules.flops_per_token
+    flops = work.num_tokens * job.rules.linear_flops_per_token
+    flops += work.squared_tokens * job.rules.quadratic_flops
     peak = job.planner.hardware.peak_flops_per_s * job.environment.world_size
     return StepReport(
         step=work.plan.step,

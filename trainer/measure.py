@@ -43,16 +43,13 @@ def measure_hardware(device: torch.device, *, ranks_per_host: int) -> Hardware:
 
 def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
     """Rates inside a host and between hosts, alone and with all ranks of a host at once. None for
-    a single rank, and for hosts with different numbers of ranks. All ranks call it together;
-    neighbours in rank share hosts.
+    a single rank. All ranks call it together, with the same `ranks_per_host`; neighbours in rank
+    share hosts.
 
     Every rank sends to and receives from one partner; the slowest pair counts.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    most, least = torch.tensor(ranks_per_host), torch.tensor(ranks_per_host)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    if ranks == 1 or most != least:
+    if ranks == 1:
         return None
     inside = min(ranks_per_host, ranks)
     near = rank ^ 1

@@ -9,7 +9,7 @@ from trainer.config import JobConfig
 from trainer.data.corpus import packing_of
 from trainer.measure import measure_hardware
 from trainer.model.config import Architecture
-from trainer.model.size import flops_per_token, parameter_count, parameter_shapes
+from trainer.model.size import parameter_count, parameter_shapes, step_flops
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import AttentionShape, ModelCost
 from trainer.planner.fixed import FixedPlanner
@@ -44,7 +44,7 @@ def _assigning_planner(
     arithmetic: BatchArithmetic,
 ) -> Planner:
     cost = model_cost(config, assembly)
-    hardware = measure_hardware(device_of(environment), ranks_per_host=environment.local_world_size)
+    hardware = measure_hardware(device_of(environment), ranks_per_host=assembly.ranks_per_host)
     activation: Activation = "recompute" if config.train.recompute else "keep"
     if config.parallel.sp == 1 and packing_of(config.data) != "single":
         return FixedPlanner(
@@ -60,8 +60,10 @@ def _assigning_planner(
         activation=activation,
         model=cost,
         hardware=hardware,
-        degrees=group_sizes(config, assembly.layout),
-        ranks_per_host=pool_ranks_per_host(assembly.layout, environment),
+        degrees=group_sizes(
+            config, assembly.architecture, assembly.layout, assembly.ranks_per_host
+        ),
+        ranks_per_host=pool_ranks_per_host(assembly.layout, assembly.ranks_per_host),
     )
 
 
@@ -70,21 +72,20 @@ def model_cost(config: JobConfig, assembly: Assembly) -> ModelCost:
     a, layout = assembly.architecture, assembly.layout
     sharded = bool(assembly.weights.fsdp_modules())
     tokens = config.data.seq_len
-    linear_flops = flops_per_token(a, a.vocab_size, context_tokens=0)
-    full_flops = flops_per_token(a, a.vocab_size, context_tokens=tokens)
+    linear_flops, quadratic_flops = step_flops(a, tokens)
     return ModelCost(
         parameters=parameter_count(a),
         expert_parameters=_expert_parameters(a),
-        flops_per_token=full_flops,
+        flops_per_token=linear_flops + quadratic_flops * tokens,
         linear_flops_per_token=linear_flops,
-        quadratic_flops=(full_flops - linear_flops) / tokens,
+        quadratic_flops=quadratic_flops,
         attention=AttentionShape(
             num_heads=a.num_heads // layout.tp,
             num_kv_heads=a.num_kv_heads // layout.tp,
             head_dim=a.resolved_head_dim,
             element_bytes=assembly.dtype.itemsize,
             num_layers=a.num_layers // layout.pp,
-            windowed=a.sliding_window is not None,
+            windowed=a.windowed,
         ),
         sharded=sharded,
         param_bytes=assembly.dtype.itemsize,

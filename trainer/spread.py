@@ -1,10 +1,10 @@
 """Pure: which layout a recipe comes to, and whether its model can be cut that way."""
 
+from math import gcd
 from pathlib import Path
 
-from comms.config import RankEnvironment
 from parallel.config import ParallelConfig
-from parallel.fit import ModelShape, check_fit
+from parallel.fit import ModelShape, check_fit, stages_per_rank
 from parallel.layout import Layout, resolve_layout
 from parallel.pipeline.schedule import PipelineShape
 from parallel.sequence.scheme import possible_schemes
@@ -22,7 +22,7 @@ def shape_of(architecture: Architecture) -> ModelShape:
     return ModelShape(
         num_layers=a.num_layers,
         num_heads=a.num_heads,
-        windowed=a.sliding_window is not None and a.sliding_window_from_layer < a.num_layers,
+        windowed=a.windowed,
         tied=a.tie_embeddings,
         expert_counts=tuple(a.experts_of(layer) for layer in a.mixture_layers),
         capacity=moe is not None and moe.capacity_factor is not None,
@@ -47,12 +47,12 @@ def choose_layout(
             world_size=world_size,
             state_bytes=state_bytes,
             device_bytes=device_bytes,
-            num_experts=shape.expert_counts[0] if shape.expert_counts else 0,
+            num_experts=gcd(*shape.expert_counts),
             ranks_per_host=ranks_per_host,
         )
         check_tensor_degree(architecture, layout.tp)
         check_fit(layout, job.parallel, shape)
-        _check_longest(job, layout)
+        _check_longest(job, architecture, layout, ranks_per_host)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     return layout
@@ -75,17 +75,24 @@ def require_layout(job: JobConfig, num_ranks: int) -> None:
     )
 
 
-def _check_longest(job: JobConfig, layout: Layout) -> None:
-    """Whether all ranks that may hold a sequence together can hold the longest."""
-    if job.parallel.sp != "auto":
-        return
-    together = largest_group(layout.data_ranks)
-    room = together * job.train.max_tokens_per_device
+def _check_longest(
+    job: JobConfig, architecture: Architecture, layout: Layout, on_host: int
+) -> None:
+    """Whether the ranks that may hold a sequence together can hold the longest."""
+    sizes = group_sizes(job, architecture, layout, on_host)
+    if not sizes:
+        raise ValueError(
+            f"parallel.sp={job.parallel.sp}: no group of that size can share the attention of this "
+            "model, whose windowed layers exchange whole heads; set it to 1 or auto"
+        )
+    together, tokens = max(sizes), job.train.max_tokens_per_device
+    # Ranks that share hold even numbers of tokens.
+    room = tokens if together == 1 else together * (tokens // 2 * 2)
     if room < job.data.seq_len:
         raise ValueError(
             f"data.seq_len={job.data.seq_len} is longer than the largest sequence group can hold: "
-            f"{together} ranks × train.max_tokens_per_device={job.train.max_tokens_per_device} = "
-            f"{room}; shorten it, or raise the latter to {-(-job.data.seq_len // together)}"
+            f"{together} ranks × train.max_tokens_per_device={tokens} gives room for {room}; "
+            f"shorten it, or raise the latter to {-(-job.data.seq_len // (2 * together)) * 2}"
         )
 
 
@@ -94,39 +101,47 @@ def largest_group(data_ranks: int) -> int:
     return data_ranks & -data_ranks
 
 
-def group_sizes(config: JobConfig, layout: Layout) -> tuple[int, ...]:
-    """Sizes that sequence groups may have, ascending."""
-    if config.parallel.sp != "auto":
-        return (config.parallel.sp,)
-    largest = largest_group(layout.data_ranks)
-    return tuple(1 << i for i in range(largest.bit_length()))
+def group_sizes(
+    job: JobConfig, architecture: Architecture, layout: Layout, ranks_per_host: int
+) -> tuple[int, ...]:
+    """Sizes that sequence groups may have, ascending: those that can share attention."""
+    if job.parallel.sp == "auto":
+        wanted = [1 << i for i in range(largest_group(layout.data_ranks).bit_length())]
+    else:
+        wanted = [job.parallel.sp]
+    return tuple(n for n in wanted if _schemes(n, architecture, layout, ranks_per_host))
 
 
 def pipeline_shape(config: ParallelConfig, layout: Layout) -> PipelineShape:
     """How many stages there are, and which rank holds which."""
-    per_rank = {"1f1b": 1, "zero_bubble": 2, "interleaved": config.stages_per_rank}
     return PipelineShape(
-        schedule=config.schedule, ranks=layout.pp, stages_per_rank=per_rank[config.schedule]
+        schedule=config.schedule, ranks=layout.pp, stages_per_rank=stages_per_rank(config)
     )
 
 
 def attention_schemes(
-    config: JobConfig, architecture: Architecture, layout: Layout, environment: RankEnvironment
+    job: JobConfig, architecture: Architecture, layout: Layout, ranks_per_host: int
 ) -> list[AttentionScheme]:
-    """Every scheme that some round may use; groups are made for all of them before the first."""
-    return [
-        scheme
-        for size in group_sizes(config, layout)
-        for scheme in possible_schemes(
-            size,
-            num_heads=architecture.num_heads // layout.tp,
-            num_kv_heads=architecture.num_kv_heads // layout.tp,
-            windowed=architecture.sliding_window is not None,
-            ranks_per_host=pool_ranks_per_host(layout, environment),
-        )
-    ]
+    """Every scheme that some round may use; groups are made for all of them before the first.
+
+    `ranks_per_host` must be the same on all ranks, or they would make different groups.
+    """
+    sizes = group_sizes(job, architecture, layout, ranks_per_host)
+    return [s for n in sizes for s in _schemes(n, architecture, layout, ranks_per_host)]
 
 
-def pool_ranks_per_host(layout: Layout, environment: RankEnvironment) -> int:
+def _schemes(
+    size: int, architecture: Architecture, layout: Layout, ranks_per_host: int
+) -> list[AttentionScheme]:
+    return possible_schemes(
+        size,
+        num_heads=architecture.num_heads // layout.tp,
+        num_kv_heads=architecture.num_kv_heads // layout.tp,
+        windowed=architecture.windowed,
+        ranks_per_host=pool_ranks_per_host(layout, ranks_per_host),
+    )
+
+
+def pool_ranks_per_host(layout: Layout, ranks_per_host: int) -> int:
     """Ranks of one pool that share a host, where neighbours in rank share hosts."""
-    return sum(rank < environment.local_world_size for rank in layout.pool(0)) or 1
+    return sum(rank < ranks_per_host for rank in layout.pool(0)) or 1

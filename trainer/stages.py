@@ -65,7 +65,8 @@ def _expert_hosts(config: JobConfig, meshes: Meshes, ranks_per_host: int) -> Hos
         return None
     lines = sorted({layout.line("ep", rank) for rank in range(layout.world_size)})
     # Neighbours on `tp` see the same tokens: of each expert group a host has so many fewer.
-    return host_groups(lines, ranks_per_host=max(1, ranks_per_host // layout.tp))
+    inside = max(1, ranks_per_host // layout.tp)
+    return None if layout.ep % inside else host_groups(lines, ranks_per_host=inside)
 
 
 def spread_stages(

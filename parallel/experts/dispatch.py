@@ -111,6 +111,19 @@ class HostGroups:
     """The ranks with this rank's place in its host, in order of hosts."""
 
 
+def _check(ranks: int, num_experts: int, hosts: HostGroups | None) -> None:
+    if num_experts % ranks:
+        raise ValueError(
+            f"ep={ranks} does not divide num_experts={num_experts}; choose one of "
+            f"{[d for d in range(1, num_experts + 1) if num_experts % d == 0]}"
+        )
+    if hosts is not None and hosts.inside.size() * hosts.between.size() != ranks:
+        raise ValueError(
+            f"{hosts.between.size()} hosts of {hosts.inside.size()} ranks are not the "
+            f"{ranks} ranks of the expert group; make them with host_groups"
+        )
+
+
 class ExpertDispatch:
     """The `Exchange` over the ranks of `group`, `num_experts` spread evenly in their order.
 
@@ -132,16 +145,9 @@ class ExpertDispatch:
         hosts: HostGroups | None = None,
     ) -> None:
         ranks = self.ranks = group.size()
-        if num_experts % ranks:
-            raise ValueError(
-                f"ep={ranks} does not divide num_experts={num_experts}; choose one of "
-                f"{[d for d in range(1, num_experts + 1) if num_experts % d == 0]}"
-            )
-        if hosts is not None and hosts.inside.size() * hosts.between.size() != ranks:
-            raise ValueError(
-                f"{hosts.between.size()} hosts of {hosts.inside.size()} ranks are not the "
-                f"{ranks} ranks of the expert group; make them with host_groups"
-            )
+        self.group = group
+        self.ledger = ledger
+        _check(ranks, num_experts, hosts)
         self._slots = (num_experts // ranks,) * ranks
         self._weight_lane = Lane(group, ledger, "lend_experts")
         self._loans: Loans | None = None

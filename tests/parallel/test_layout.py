@@ -77,6 +77,7 @@ def test_model_axes_take_ranks_from_the_data_axes():
     # Experts and narrower widths need ranks that are sharded over.
     assert _resolve(ParallelConfig(ep=2), 4) == Layout(shard=4, ep=2)
     assert _resolve(ParallelConfig(ep="auto"), 16) == Layout(shard=16, ep=4)
+    assert _resolve(ParallelConfig(ep="auto", tp=4), 16) == Layout(shard=4, tp=4, ep=2)
     narrow = _resolve(ParallelConfig(shard_weights=2), 4)
     assert narrow == Layout(shard=4, shard_weights=2)
     assert narrow.hierarchical

@@ -1,126 +1,112 @@
-"""What `trainer/elastic.py` guarantees, on a mixture layer that trains."""
+"""What `trainer/elastic.py` guarantees, on a decoder under FSDP2 with experts over ranks."""
+
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from comms.ledger import Ledger
-from parallel.experts.dispatch import ExpertDispatch
-from parallel.experts.placement import Placement, loan_cost_rows
+from parallel.config import ParallelConfig
+from parallel.experts.placement import Placement
+from parallel.layout import Layout
+from parallel.mesh import build_mesh
+from tests.jobs import tiny_job
 from tests.ranks import run_on_ranks
 from tests.trainer.model.batches import make_batch
-from trainer.elastic import choose_placements, layers_with_experts, place_experts, placement_of
-from trainer.model.config import MoeConfig
-from trainer.model.moe import MoeFeedForward
-from trainer.model.packing import Packing, sequence_weights
+from trainer.elastic import ElasticExperts
+from trainer.model.config import Architecture, MoeConfig
+from trainer.model.init import init_weights
+from trainer.model.packing import Sharing
+from trainer.optim import DeviceAdamW
+from trainer.stages import spread_decoder
 
-WIDTH, TOKENS, RANKS, STEPS = 16, 20, 2, 5
-MOE = MoeConfig(num_experts=6, top_k=2, expert_intermediate_size=12)
+ARCHITECTURE = Architecture(
+    vocab_size=96,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    intermediate_size=48,
+    moe=MoeConfig(num_experts=6, top_k=2, expert_intermediate_size=16, pyramid=(4, 6)),
+    init_std=0.1,
+)
+NAMES = ("layers.0.mlp.experts", "layers.1.mlp.experts")
+STEPS, EP = 5, 2
 
 
-class Layer(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.mlp = MoeFeedForward(WIDTH, MOE)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.normal_(std=0.3, generator=generator)
-            self.mlp.gate.weight[:3] += 0.5  # the first rank's experts are liked most
-
-
-def spread(rank):
-    layer = Layer()
-    experts = layer.mlp.experts
-    each = MOE.num_experts // RANKS
-    for name, stacked in list(experts.named_parameters()):
-        own = stacked.detach()[rank * each : (rank + 1) * each].clone()
-        experts.register_parameter(name, torch.nn.Parameter(own))
-    experts.exchange = ExpertDispatch(
-        dist.group.WORLD, num_experts=MOE.num_experts, ledger=Ledger()
+def open_model(folder, shard):
+    ledger = Ledger()
+    job = replace(tiny_job(folder), parallel=ParallelConfig(replica=1, shard=shard, ep=EP))
+    layout = Layout(replica=1, shard=shard, ep=EP)
+    spreading = spread_decoder(
+        job, ARCHITECTURE, build_mesh(layout, "cpu"), torch.float32, ledger, ranks_per_host=shard
     )
-    return layer
+    spreading.allocate(torch.device("cpu"))
+    init_weights(spreading.weights, 0)
+    gradients, rounds = spreading.start()
+    optimizer = DeviceAdamW(spreading.weights, job.optim)
+    elastic = ElasticExperts(
+        spreading.weights, optimizer, expert_groups=shard // EP, loan_rows=0.0, min_gain=0.01
+    )
+    return gradients, rounds, optimizer, elastic, ledger
 
 
-def train(rank, placed):
-    """Losses of some steps; `placed` says by step what to do before it."""
-    layer = spread(rank)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
-    batch = make_batch([[TOKENS]], 50)
-    packing = Packing(document_ends=(TOKENS,), sequences=sequence_weights(batch))
-    losses, loads = [], torch.zeros(MOE.num_experts)
+def train(rank, folder, shard, change):
+    """Losses of some steps; `change(elastic, step)` comes after each."""
+    gradients, rounds, optimizer, elastic, ledger = open_model(folder, shard)
+    losses = []
     for step in range(STEPS):
-        if step in placed:
-            change(layer, optimizer, placed[step](loads))
-        generator = torch.Generator().manual_seed(100 * step + rank)
-        x_TD = torch.randn(TOKENS, WIDTH, generator=generator) + 0.5
-        y_TD, stats = layer.mlp(x_TD, packing)
-        loss = y_TD.square().mean() + stats.aux
-        loss.backward()
-        for name, parameter in layer.named_parameters():
-            if ".experts." not in name:
-                dist.all_reduce(parameter.grad)
-        optimizer.step()
-        optimizer.zero_grad()
-        loads = stats.load_E.clone()
-        dist.all_reduce(loads)
-        losses.append(loss.item())
-    return losses
+        batch = make_batch([[20, 11], [7]], 96, seed=100 * step + rank)
+        parts = rounds.train([batch], [Sharing()], divisor=60.0)
+        gradients.finish()
+        optimizer.update(1e-2, grad_scale=1.0, share=None)
+        gradients.zero()
+        load = parts.expert_load.clone()
+        dist.all_reduce(load)
+        elastic.observe(load)
+        change(elastic, step)
+        losses.append((parts.loss_sum + parts.aux_sum).item())
+    return losses, ledger.take()[0], [elastic.placement(name) for name in NAMES]
 
 
-def change(layer, optimizer, choose):
-    layers = layers_with_experts(layer)
-    placements = {name: choose(experts) for name, experts in layers.items()}
-    parameters = dict(layer.named_parameters())
-    moments = {
-        kind: {name: optimizer.state[p][kind] for name, p in parameters.items()}
-        for kind in ("exp_avg", "exp_avg_sq")
-    }
-    place_experts(
-        layers,
-        placements,
-        parameters=parameters,
-        moments=moments,
-        group=dist.group.WORLD,
-        ledger=Ledger(),
-    )
-    for name, experts in layers.items():
-        assert placement_of(experts, RANKS).expert_slot == placements[name].expert_slot
+def stay(elastic, step):
+    pass
 
 
-def to(*slots, loans=()):
-    return lambda loads: lambda experts: Placement(slots, RANKS, loans)
+def move(elastic, step):
+    if step == 1:
+        assert elastic.place({NAMES[1]: Placement((4, 0, 5, 1, 3, 2), EP)}) == 4
+    if step == 3:
+        back = {NAMES[1]: Placement.initial(6, EP), NAMES[0]: Placement((2, 1, 0, 3), EP)}
+        assert elastic.place(back) == 6
 
 
-def by_load(loads):
-    def choose(experts):
-        found = choose_placements(
-            {"it": experts}, {"it": loads.tolist()}, ranks=RANKS, loan_rows=0.0
-        )["it"]
-        assert found != placement_of(experts, RANKS)
-        return found
-
-    return choose
+def lend(elastic, step):
+    if step == 0:
+        loans = ((0, 1), (4, 0))
+        assert elastic.place({NAMES[1]: Placement(tuple(range(6)), EP, loans)}) == 0
 
 
-def all_runs(rank):
-    return [
-        train(rank, {}),
-        train(rank, {2: to(4, 0, 5, 1, 3, 2), 4: to(0, 1, 2, 3, 4, 5)}),
-        train(rank, {1: to(0, 1, 2, 3, 4, 5, loans=((0, 1), (4, 0)))}),
-        train(rank, {3: by_load}),
-    ]
+def follow(elastic, step):
+    if step == 2:
+        elastic.rearrange()
+        assert elastic.rearrange() == 0, "nothing was observed since"
 
 
-def test_losses_go_on_as_if_nothing_had_moved():
-    for still, moved, lent, chosen in run_on_ranks(RANKS, all_runs):
-        assert still == moved
-        torch.testing.assert_close(lent, still, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(chosen, still, rtol=1e-5, atol=1e-6)
-        assert len(set(still)) == STEPS
+def all_runs(rank, folder, shard):
+    return [train(rank, folder, shard, change) for change in (stay, move, lend, follow)]
 
 
-def test_a_loan_costs_the_rows_of_the_time_it_takes():
-    rows = loan_cost_rows(
-        expert_bytes=2_000_000, expert_parameters=1_000_000, link_bytes_per_s=1e9, flops_per_s=6e9
-    )
-    assert abs(rows - 4.0) < 1e-9  # 4 ms of sending, a row per ms
+def test_losses_go_on_as_if_nothing_had_moved(tmp_path):
+    for still, moved, lent, chosen in run_on_ranks(4, all_runs, tmp_path, 4):
+        assert still[0] == moved[0]
+        assert len(set(still[0])) == STEPS
+        torch.testing.assert_close(lent[0], still[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(chosen[0], still[0], rtol=1e-5, atol=1e-5)
+        assert chosen[2] != still[2]
+        # Two ranks share each expert besides, and each sends half: weights and two moments.
+        half_bytes = 3 * 4 * 3 * 32 * 16 // 2
+        assert moved[1]["ep/move_experts"] % half_bytes == 0
+        assert 3 <= moved[1]["ep/move_experts"] // half_bytes <= 7
+        assert lent[1]["ep/lend_experts"] > 0
+        assert "ep/move_experts" not in lent[1]

@@ -233,6 +233,11 @@ class Architecture:
         """The blocks that route their tokens to experts, from the bottom."""
         return tuple(layer for layer in range(self.num_layers) if self.is_moe_layer(layer))
 
+    @property
+    def windowed(self) -> bool:
+        """Whether some layer sees a window of keys only."""
+        return self.sliding_window is not None and self.sliding_window_from_layer < self.num_layers
+
     def experts_of(self, layer: int) -> int:
         """Routed experts of block `layer`; 0 where it has none."""
         if self.moe is None or not self.is_moe_layer(layer):

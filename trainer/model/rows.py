@@ -19,7 +19,7 @@ class SortedRows:
         """`counts_V` are the kept pairs of each slot. `kept_Tk` is false on pairs to drop; the host
         then waits for their number. None keeps all."""
         self.counts_V = counts_V
-        self._num_tokens, self._top_k = slots_Tk.shape
+        self._top_k = slots_Tk.shape[1]
         slots_P = slots_Tk.flatten()
         if kept_Tk is not None:
             slots_P = slots_P.masked_fill(~kept_Tk.flatten(), counts_V.numel())
@@ -27,7 +27,7 @@ class SortedRows:
         self._place_P = torch.empty_like(self._order_P)
         self._place_P[self._order_P] = torch.arange(slots_P.numel(), device=slots_P.device)
         # Dropped pairs are last in the order.
-        self._num_rows = None if kept_Tk is None else int(kept_Tk.sum().item())
+        self._num_rows = None if kept_Tk is None else _count(kept_Tk)
 
     def copies(self, x_TD: Tensor) -> Tensor:
         """Each row's token: [R, D]."""
@@ -38,9 +38,19 @@ class SortedRows:
         """Each token's rows, weighted and added: [T, D]. Dropped pairs add nothing."""
         if self._num_rows is not None:
             y_RD = F.pad(y_RD, (0, 0, 0, self._order_P.numel() - self._num_rows))
-        y_TkD = _Permuted.apply(y_RD, self._place_P, self._order_P)
-        y_TkD = y_TkD.unflatten(0, (self._num_tokens, self._top_k))
-        return (y_TkD * weights_Tk.to(y_TkD.dtype).unsqueeze(-1)).sum(dim=1)
+        return _WeightedSum.apply(y_RD, weights_Tk.to(y_RD.dtype), self._order_P, self._place_P)
+
+
+# Outside compiled graphs: the number depends on the data.
+@torch.compiler.disable
+def _count(kept_Tk: Tensor) -> int:
+    return int(kept_Tk.sum().item())
+
+
+def _gathered_sum(rows_PD: Tensor, place_P: Tensor, weights_Tk: Tensor) -> Tensor:
+    """Sum over j of weights[t, j] rows[place[t k + j]]: [T, D], the [T, k, D] never in memory."""
+    place_Tk = place_P.view(weights_Tk.shape)
+    return F.embedding_bag(place_Tk, rows_PD, mode="sum", per_sample_weights=weights_Tk)
 
 
 class _SortedCopies(Function):
@@ -60,20 +70,25 @@ class _SortedCopies(Function):
     @once_differentiable
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None, None]:
         (place_P,) = ctx.saved_tensors
-        grad_TkD = grad_PD.index_select(0, place_P).unflatten(0, (-1, ctx.top_k))
-        return grad_TkD.sum(dim=1), None, None, None
+        ones_Tk = grad_PD.new_ones(place_P.numel() // ctx.top_k, ctx.top_k)
+        return _gathered_sum(grad_PD, place_P, ones_Tk), None, None, None
 
 
-class _Permuted(Function):
-    """Row r of the output is row index[r]; `inverse` undoes it, also for the gradient."""
+class _WeightedSum(Function):
+    """Token t of the output is the sum over its pairs of weight times row place[pair]."""
 
     @staticmethod
-    def forward(ctx: Any, y_PD: Tensor, index_P: Tensor, inverse_P: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_P)
-        return y_PD.index_select(0, index_P)
+    def forward(
+        ctx: Any, y_PD: Tensor, weights_Tk: Tensor, order_P: Tensor, place_P: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(y_PD, weights_Tk, order_P, place_P)
+        return _gathered_sum(y_PD, place_P, weights_Tk)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
-        (inverse_P,) = ctx.saved_tensors
-        return grad_PD.index_select(0, inverse_P), None, None
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_PD, weights_Tk, order_P, place_P = ctx.saved_tensors
+        grad_PD = grad_TD.index_select(0, order_P // weights_Tk.shape[1])
+        grad_weights_P = torch.linalg.vecdot(y_PD, grad_PD)
+        grad_PD *= weights_Tk.flatten()[order_P].unsqueeze(1)
+        return grad_PD, grad_weights_P[place_P].view_as(weights_Tk), None, None

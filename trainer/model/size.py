@@ -98,6 +98,15 @@ def flops_per_token(architecture: Architecture, vocab_size: int, context_tokens:
     return 3.0 * (2.0 * weights + attention)
 
 
+def step_flops(architecture: Architecture, context_tokens: int) -> tuple[float, float]:
+    """Forward and backward of a token without attention to others, and of attention per squared
+    token of a sequence of about `context_tokens`."""
+    vocab_size = architecture.vocab_size
+    linear = flops_per_token(architecture, vocab_size, context_tokens=0)
+    whole = flops_per_token(architecture, vocab_size, context_tokens=context_tokens)
+    return linear, (whole - linear) / context_tokens
+
+
 def _mean_keys(context_tokens: int, window: int | None) -> float:
     if window is None or window >= context_tokens:
         return context_tokens / 2

@@ -38,14 +38,19 @@ class BatchArithmetic:
 
     @property
     def rounds(self) -> int:
-        """Forward and backward passes per optimizer step (gradient accumulation), where groups
-        are all alike."""
+        """Forward and backward passes per optimizer step (gradient accumulation); where groups are
+        chosen for every round, as many as full sequences need."""
+        if self.group_size == 0:
+            room = self.data_ranks * self.max_tokens_per_device
+            return max(1, -(-self.sequences_per_step * self.seq_len // room))
         most_per_group = -(-self.sequences_per_step // self.groups)
         return -(-most_per_group // self.sequences_per_device)
 
     @property
     def idle_slots(self) -> int:
         """Group-rounds of one step in which a group has no sequence."""
+        if self.group_size == 0:
+            return 0
         even, extra = divmod(self.sequences_per_step, self.groups)
         busy = 0
         for group in range(self.groups):

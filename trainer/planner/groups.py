@@ -37,8 +37,9 @@ class GroupPlanner:
         ranks_per_host: int,
     ) -> None:
         self._layout = layout
-        # Even, so that a group's padding never needs more room than its ranks have.
-        self._rank_tokens = max(arithmetic.max_tokens_per_device // 2 * 2, 1)
+        # Even where ranks share, so that padding never needs more room than they have.
+        tokens = arithmetic.max_tokens_per_device
+        self._rank_tokens = tokens if max(degrees) == 1 else max(tokens // 2 * 2, 1)
         self._activation: Activation = activation
         self._model = model
         self._hardware = hardware

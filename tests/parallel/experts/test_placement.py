@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.experts.placement import Placement, rank_loads, rebalance
+from parallel.experts.placement import Placement, loan_cost_rows, rank_loads, rebalance
 
 
 @st.composite
@@ -89,3 +89,10 @@ def test_placements_that_cannot_be_are_refused(changes, message):
 def test_one_load_per_expert():
     with pytest.raises(ValueError, match="3 loads for 4 experts"):
         rebalance([1.0, 2.0, 3.0], Placement.initial(4, 2), loan_rows=0.0)
+
+
+def test_a_loan_costs_the_rows_of_the_time_it_takes():
+    rows = loan_cost_rows(
+        expert_bytes=2_000_000, expert_parameters=1_000_000, link_bytes_per_s=1e9, flops_per_s=6e9
+    )
+    assert abs(rows - 4.0) < 1e-9  # 4 ms of sending, a row per ms

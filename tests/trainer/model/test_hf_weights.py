@@ -140,6 +140,31 @@ def test_logits_agree_after_loading_and_again_after_exporting(name, checkpoints,
     torch.testing.assert_close(their_logits(theirs.eval()), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("buffers_first", [False, True])
+def test_experts_that_moved_are_exported_in_their_order(buffers_first, checkpoints, tmp_path):
+    folder, _, wanted = checkpoints["qwen3_moe-sharded"]
+    model, _ = load(folder)
+    for experts in model.experts:
+        slot_E = torch.randperm(experts.num_experts, generator=torch.Generator().manual_seed(1))
+        experts.expert_slot.copy_(slot_E)
+        for stacked in experts.parameters():
+            stacked.detach()[slot_E] = stacked.detach().clone()
+    torch.testing.assert_close(our_logits(model), wanted, rtol=1e-5, atol=1e-5)
+    tensors = sorted(model.state_dict().items(), key=lambda item: "slot" not in item[0])
+    write_hf_folder(
+        tmp_path / "out",
+        model.architecture,
+        tensors if buffers_first else tensors[::-1],
+        dtype=torch.float32,
+        max_shard_bytes=10**9,
+        tokenizer_folder=None,
+    )
+    again, _ = load(tmp_path / "out")
+    torch.testing.assert_close(our_logits(again), wanted, rtol=1e-5, atol=1e-5)
+    for ours, stored in zip(again.parameters(), load(folder)[0].parameters(), strict=True):
+        assert torch.equal(ours, stored)
+
+
 @pytest.mark.parametrize("name", ["qwen3-yarn", "mixtral"])
 def test_greedy_text_agrees(name, checkpoints):
     folder, theirs, _ = checkpoints[name]

@@ -13,11 +13,12 @@ MOE = MoeConfig(
     num_experts=6, top_k=2, expert_intermediate_size=10, aux_loss_weight=0.1, z_loss_weight=0.01
 )
 SEQUENCES = [[7, 5], [3, -4], [9]]
+TOKENS = 28
 
 
-def make_moe(moe, seed=0):
-    module = MoeFeedForward(WIDTH, moe)
-    generator = torch.Generator().manual_seed(seed)
+def make_moe(moe, num_experts=0):
+    module = MoeFeedForward(WIDTH, moe, num_experts)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.3, generator=generator)
@@ -163,3 +164,100 @@ def test_backward_of_the_dispatch_is_that_of_plain_indexing():
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+NARROW = replace(MOE, dispatch_size=4, shared_intermediate_size=8)
+RESIDUAL = replace(MOE, residual=True, shared_intermediate_size=8)
+BOUNDED = replace(MOE, capacity_factor=0.5)
+VARIANTS = [MOE, NARROW, RESIDUAL, BOUNDED, replace(RESIDUAL, dispatch_size=4, capacity_factor=0.5)]
+
+
+def all_experts(module, x_TD, kept_Tk):
+    """Every expert on every token, weighed and masked."""
+    moe, routing = module.moe, module.gate(x_TD)
+    h_TD = x_TD if module.descend is None else x_TD @ module.descend.weight.t()
+    outputs = []
+    for gate_up, down in zip(module.experts.gate_up_proj, module.experts.down_proj, strict=True):
+        gate, up = (h_TD @ gate_up).chunk(2, dim=-1)
+        outputs.append((torch.nn.functional.silu(gate) * up) @ down)
+    chosen = routing.experts_Tk.unsqueeze(-1).expand(-1, -1, h_TD.shape[1])
+    y_TkD = torch.stack(outputs, 1).gather(1, chosen)
+    y_TD = (y_TkD * (routing.weights_Tk * kept_Tk).unsqueeze(-1)).sum(1)
+    y_TD = y_TD if module.ascend is None else y_TD @ module.ascend.weight.t()
+    if module.shared_experts is None:
+        return y_TD
+    shared_TD = module.shared_experts(x_TD)
+    if not moe.residual:
+        return y_TD + shared_TD
+    linear = module.coefficients
+    share_T2 = (x_TD @ linear.weight.t() + linear.bias).softmax(-1)
+    return share_T2[:, :1] * y_TD + share_T2[:, 1:] * shared_TD
+
+
+@pytest.mark.parametrize("moe", VARIANTS)
+def test_outputs_and_gradients_of_a_variant_are_those_by_hand(moe):
+    module, x_TD = make_moe(moe), hidden(TOKENS).requires_grad_(True)
+    packing = packing_of([[TOKENS]])
+    y_TD, stats = module(x_TD, packing)
+    kept_Tk = module._kept(module.gate(x_TD).experts_Tk, packing.sequences)
+    kept_Tk = torch.ones(TOKENS, 2, dtype=torch.bool) if kept_Tk is None else kept_Tk
+    wanted_TD = all_experts(module, x_TD, kept_Tk)
+    torch.testing.assert_close(y_TD, wanted_TD, rtol=1e-4, atol=1e-5)
+    assert stats.dropped.item() == (~kept_Tk).sum().item()
+    inputs, upstream = [x_TD, *module.parameters()], hidden(TOKENS, seed=8)
+    for got, want in zip(
+        torch.autograd.grad(y_TD, inputs, upstream),
+        torch.autograd.grad(wanted_TD, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bounded_capacity_drops_what_is_beyond_it_and_counts_it_per_sequence():
+    module = make_moe(BOUNDED)
+    module.gate.expert_bias[3] = 10.0  # everybody's first choice
+    x_TD = hidden(16 + 12)
+    _, whole = module(x_TD, packing_of([[16], [9, -3]]))
+    parts = [module(x_TD[:16], packing_of([[16]])), module(x_TD[16:], packing_of([[9, -3]]))]
+    # Capacity of both: max(ceil(16 × 2 / 6 × 0.5), 4) = 4 rows of 16 and of 9 + 3.
+    assert whole.dropped.item() >= (16 - 4) + (9 - 4)
+    assert whole.dropped == parts[0][1].dropped + parts[1][1].dropped
+    assert whole.load_E[3].item() == 16 + 9
+
+
+def test_capacity_binds_neither_generation_nor_an_even_load():
+    module, loose = make_moe(BOUNDED), make_moe(replace(MOE, capacity_factor=6.0))
+    x_TD = hidden(TOKENS)
+    free, _ = make_moe(MOE)(x_TD, packing_of([[TOKENS]]))
+    alone, none = module(x_TD, Packing(document_ends=(TOKENS,)))
+    assert none is None
+    assert torch.equal(alone, free)
+    y_TD, stats = loose(x_TD, packing_of([[TOKENS]]))
+    assert stats.dropped.item() == 0
+    assert torch.equal(y_TD, free)
+
+
+@pytest.mark.parametrize("moe", VARIANTS)
+def test_the_order_of_experts_makes_no_difference(moe):
+    module, moved = make_moe(moe), make_moe(moe)
+    slot_E = torch.tensor([4, 2, 5, 0, 1, 3])
+    moved.experts.expert_slot.copy_(slot_E)
+    with torch.no_grad():
+        for name, stacked in moved.experts.named_parameters():
+            stacked[slot_E] = module.experts.get_parameter(name)
+    got, want = (m(hidden(TOKENS), packing_of([[TOKENS]])) for m in (moved, module))
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1].load_E, want[1].load_E)
+    assert torch.equal(got[1].aux, want[1].aux)
+    got[0].sum().backward()
+    want[0].sum().backward()
+    for name, stacked in moved.experts.named_parameters():
+        assert torch.equal(stacked.grad[slot_E], module.experts.get_parameter(name).grad)
+
+
+def test_the_load_of_a_smaller_layer_is_padded():
+    module = make_moe(replace(MOE, pyramid=(4, 6)), num_experts=4)
+    _, stats = module(hidden(TOKENS), packing_of([[TOKENS]]))
+    assert stats.load_E.shape == (6,)
+    assert stats.load_E[:4].sum() == 2 * TOKENS
+    assert not stats.load_E[4:].any()

@@ -27,10 +27,13 @@ MOE = replace(
         first_dense_layers=1,
     ),
 )
+VARIANTS = replace(
+    MOE, moe=replace(MOE.moe, pyramid=(4, 6), residual=True, dispatch_size=16, capacity_factor=1.0)
+)
 ARCHITECTURES = [DENSE, replace(DENSE, qkv_bias=True, head_dim=32), MOE]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, VARIANTS])
 def test_shapes_are_those_of_the_module(architecture):
     with torch.device("meta"):
         model = Decoder(architecture)
