@@ -59,6 +59,10 @@ class ParallelConfig:
     stages_per_rank: int = 2
     """Pipeline stages on each rank under `interleaved`; `zero_bubble` has two, `1f1b` one."""
 
+    rebalance_interval_steps: int = 0
+    """Steps after which experts change ranks, or are lent to others, as their loads ask for; 0
+    leaves them where they are."""
+
     two_stage_experts: bool = True
     """Whether expert groups over several whole hosts exchange tokens inside hosts first and then
     between them: fewer and larger messages on the slow links."""
@@ -71,6 +75,11 @@ class ParallelConfig:
                 )
         if self.bucket_bytes < 1:
             raise ValueError(f"parallel.bucket_bytes must be positive, got {self.bucket_bytes}")
+        if self.rebalance_interval_steps < 0:
+            raise ValueError(
+                "parallel.rebalance_interval_steps must not be negative, got "
+                f"{self.rebalance_interval_steps}; 0 never moves experts"
+            )
         if self.stages_per_rank < 1:
             raise ValueError(
                 f"parallel.stages_per_rank must be positive, got {self.stages_per_rank}"

@@ -36,6 +36,7 @@ class Variant:
     shard_weights: int | Literal["auto"] = "auto"
     shard_gradients: int | Literal["auto"] = "auto"
     schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    rebalance_interval_steps: int = 0
 
     @property
     def ranks(self) -> int:

@@ -4,18 +4,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes, device_of, side_group
 from comms.ledger import Ledger
+from parallel.experts.placement import loan_cost_rows
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import CheckpointConfig, JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
 from trainer.data.tokenizer import Tokenizer
+from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.job import Job, Listeners, Rules
@@ -80,6 +83,7 @@ def build(
         planner=planner,
         feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
         saver=saver,
+        elastic=open_elastic(assembly, planner),
         ledger=ledger,
         stopwatch=Stopwatch(device_of(environment)),
         listeners=listeners,
@@ -123,6 +127,33 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
         seed=config.run.seed,
         linear_flops_per_token=linear_flops,
         quadratic_flops=quadratic_flops,
+        rebalance_interval_steps=(
+            config.parallel.rebalance_interval_steps if assembly.layout.ep > 1 else 0
+        ),
+    )
+
+
+def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
+    """What moves experts between ranks, where they are spread. All ranks call it."""
+    architecture, layout = assembly.architecture, assembly.layout
+    if layout.ep == 1 or architecture.moe is None:
+        return None
+    moe = architecture.moe
+    parameters = 3 * (moe.dispatch_size or architecture.hidden_size) * moe.expert_intermediate_size
+    rows = loan_cost_rows(
+        expert_bytes=parameters * assembly.dtype.itemsize,
+        expert_parameters=parameters,
+        link_bytes_per_s=planner.hardware.link_bytes_per_s,
+        flops_per_s=planner.hardware.flops_per_s,
+    )
+    # Every rank has measured its own rates, and all must decide alike.
+    agreed = torch.tensor(rows, dtype=torch.float64)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+    return ElasticExperts(
+        assembly.weights,
+        assembly.optimizer,
+        expert_groups=layout.data_ranks // layout.ep,
+        loan_rows=agreed.item(),
     )
 
 

@@ -284,8 +284,7 @@ class JobConfig:
         if together != "auto" and together > 1:
             room = room // 2 * 2 * together  # ranks that share hold even numbers of tokens
         if together != "auto" and room < seq_len:
-            per_rank = -(-seq_len // together)
-            per_rank += per_rank % 2 if together > 1 else 0
+            per_rank = seq_len if together == 1 else -(-seq_len // (2 * together)) * 2
             longer = "" if together == 1 else f" over the {together} ranks of parallel.sp"
             raise ValueError(
                 f"train.max_tokens_per_device={self.train.max_tokens_per_device} is less than one "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from comms.config import RankEnvironment
 from comms.ledger import Ledger
 from trainer.assembly import Assembly
+from trainer.elastic import ElasticExperts
 from trainer.feed import StepFeed
 from trainer.metrics import Sink, StepReport
 from trainer.planner.protocol import Planner
@@ -66,6 +67,9 @@ class Rules:
     quadratic_flops: float
     """Forward and backward of attention, per squared token of a sequence."""
 
+    rebalance_interval_steps: int
+    """Steps after which experts may change ranks; 0 for never."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -79,6 +83,9 @@ class Job:
     planner: Planner
     feed: StepFeed
     saver: Saver
+    elastic: ElasticExperts | None
+    """Moves experts between ranks; None where they stay."""
+
     ledger: Ledger
     stopwatch: Stopwatch
     listeners: Listeners

@@ -11,6 +11,7 @@ from trainer.feed import StepWork
 from trainer.job import Job, Outcome
 from trainer.memory import device_memory_gib
 from trainer.metrics import StepReport
+from trainer.model.config import Architecture
 from trainer.run_folder import append_event
 from trainer.step import StepResult, train_step
 from trainer.vote import Verdict
@@ -51,6 +52,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     seed_step(job, step)
     result = train_step(job, work)
     advance(job, work, result.verdict)
+    rearrange_experts(job, step, result.verdict)
     now_s = time.perf_counter()
     report = make_report(job, work, result, data_s=data_s, step_s=now_s - ended_s)
     if job.environment.rank == 0:
@@ -70,6 +72,21 @@ def advance(job: Job, work: StepWork, verdict: Verdict) -> None:
     job.progress.step = work.plan.step
     job.progress.tokens += work.num_tokens
     job.progress.skipped_in_row = 0 if verdict.commit else job.progress.skipped_in_row + 1
+
+
+def rearrange_experts(job: Job, step: int, verdict: Verdict) -> None:
+    """Let experts follow their loads, every few steps, where the recipe asks for it."""
+    interval = job.rules.rebalance_interval_steps
+    if job.elastic is None or not interval:
+        return
+    job.elastic.observe(verdict.expert_load)
+    if step % interval or not verdict.commit:
+        return
+    moved = job.elastic.rearrange()
+    if moved and job.environment.rank == 0:
+        append_event(
+            job.folder.events, now_s=time.time(), kind="experts_moved", step=step, moved=moved
+        )
 
 
 def make_report(
@@ -94,7 +111,7 @@ def make_report(
         mfu=flops / step_s / peak,
         memory_gib=device_memory_gib(device_of(job.environment)),
         host_memory_gib=job.listeners.host_memory_gib(),
-        expert_imbalance=_imbalance(verdict),
+        expert_imbalance=_imbalance(verdict, job.assembly.architecture),
         dropped_share=verdict.dropped / max(float(verdict.expert_load.sum()), 1.0),
         skipped=not verdict.commit,
         world_size=job.environment.world_size,
@@ -133,9 +150,11 @@ def refuse_endless_skipping(job: Job, verdict: Verdict) -> None:
         )
 
 
-def _imbalance(verdict: Verdict) -> float:
+def _imbalance(verdict: Verdict, architecture: Architecture) -> float:
     load = verdict.expert_load
     if load.numel() == 0:
         return 0.0
-    mean = load.mean(dim=1).clamp(min=1e-9)
+    # Layers of a pyramid have fewer experts than the widest; the rest of their row is empty.
+    experts = torch.tensor([architecture.experts_of(n) for n in architecture.mixture_layers])
+    mean = (load.sum(dim=1) / experts).clamp(min=1e-9)
     return float((load.amax(dim=1) / mean).max())

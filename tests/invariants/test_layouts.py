@@ -15,7 +15,7 @@ ALONE = [
     Variant(shard=2, sp=2, rounds=2),
     Variant(replica=4, sp=4),
     Variant(shard=4, sp="auto"),
-    Variant(shard=2, ep=2),
+    Variant(shard=2, ep=2, rebalance_interval_steps=1),
     Variant(shard=3, ep=3),
     Variant(tp=2),
     Variant(pp=2, rounds=2),
