@@ -12,13 +12,11 @@ from trainer.errors import RecipeError
 from trainer.run_folder import RunFolder
 
 ALONE = [
-    Variant(shard=2, sp=2, rounds=2),
     Variant(replica=4, sp=4),
     Variant(shard=4, sp="auto"),
     Variant(shard=2, ep=2, rebalance_interval_steps=1),
     Variant(shard=3, ep=3),
     Variant(tp=2),
-    Variant(pp=2, rounds=2),
     Variant(pp=3, rounds=2),
     Variant(pp=4, rounds=4),
     Variant(pp=2, schedule="interleaved", rounds=4),
@@ -27,21 +25,16 @@ ALONE = [
     Variant(shard=4, shard_weights=1, shard_gradients=2, rounds=2),
 ]
 PAIRS = [
-    Variant(replica=2, shard=2, sp=2),
     Variant(replica=2, shard=2, ep=2, rounds=2),
     Variant(shard=4, ep=2, sp=2),
     Variant(shard=4, ep=4, sp="auto"),
-    Variant(replica=2, tp=2),
     Variant(shard=2, tp=2, rounds=2),
-    Variant(shard=2, tp=2, ep=2),
     Variant(replica=2, tp=2, sp=2),
-    Variant(pp=2, replica=2, rounds=2),
     Variant(pp=2, shard=2, rounds=2),
     Variant(pp=2, tp=2, rounds=2),
     Variant(pp=2, shard=2, ep=2, rounds=2),
     Variant(pp=2, replica=2, sp=2, rounds=2),
     Variant(pp=2, shard=2, schedule="zero_bubble", rounds=2),
-    Variant(replica=2, shard=2, shard_weights=1),
     Variant(shard=4, shard_weights=2, sp=2),
 ]
 TRIPLES = [
