@@ -1,10 +1,12 @@
 """A benchmark's ranks as processes, on this host or on two with a limited link between them."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from comms import groups
@@ -13,11 +15,14 @@ from comms.config import RankEnvironment
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start_ranks(module: str, arguments: Namespace, out: Path) -> None:
+def start_ranks(
+    module: str, arguments: Namespace, out: Path, *, variables: Mapping[str, str] | None = None
+) -> None:
     """Run `python -m module` as every rank, with `arguments` and where to meet; wait for all.
 
     With `arguments.rate`, such as `1gbit`, half of the ranks are on another host (a network
-    namespace, which needs root) behind such a link. Rank 0 is to write `out`.
+    namespace, which needs root) behind such a link. Rank 0 is to write `out`. `variables` are
+    added to the environment.
     """
     with contextlib.ExitStack() as stack:
         prefixes, address = [[] for _ in range(arguments.ranks)], "127.0.0.1"
@@ -44,7 +49,8 @@ def start_ranks(module: str, arguments: Namespace, out: Path) -> None:
         for rank, prefix in enumerate(prefixes):
             words = [f"--{name}={value}" for name, value in (given | {"rank": rank}).items()]
             command = [*prefix, sys.executable, "-m", module, *words]
-            processes.append(subprocess.Popen(command, cwd=ROOT))
+            environment = {**os.environ, **(variables or {})}
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit(f"ranks ended with {codes}")

@@ -5,10 +5,7 @@ another host behind such a link (needs root), and shows how much of the ring's t
 `deepspeed`, where it is installed, runs its own Ulysses layer; otherwise a plain one stands in.
 """
 
-import contextlib
 import json
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.harness import Result, options
+from benchmarks.linked_ranks import join, start_ranks
 from benchmarks.sequence_peers import run_torch_ring, run_ulysses, ulysses_peer
-from comms import groups
-from comms.config import RankEnvironment
+from comms.groups import leave
 from comms.ledger import Ledger
 from parallel.attention import packed_attention
 from parallel.sequence.attention import SequenceAttention
@@ -100,17 +97,7 @@ def choice(arguments: Namespace, flops_per_s: float, bytes_per_s: float) -> Atte
 def worker(arguments: Namespace) -> None:
     """One rank: run every contender in turn, and write the times of the slowest rank."""
     torch.set_num_threads(1)
-    ranks = arguments.ranks
-    environment = RankEnvironment(
-        rank=arguments.rank,
-        world_size=ranks,
-        local_rank=arguments.rank,
-        local_world_size=ranks,
-        host="127.0.0.1",
-        master_address=arguments.address,
-        master_port=arguments.port,
-    )
-    groups.join(environment, deadline_s=60)
+    join(arguments)
     runs, ledgers = contenders(arguments)
     measured = rates(arguments)
     times: Times = {name: [] for name in runs}
@@ -127,7 +114,7 @@ def worker(arguments: Namespace) -> None:
         Path(arguments.out).write_text(
             json.dumps({"times": times, "waited": waited, "rates": measured})
         )
-    groups.leave()
+    leave()
 
 
 def contenders(arguments: Namespace) -> tuple[dict[str, Run], dict[str, Ledger]]:
@@ -170,40 +157,6 @@ def slowest(run: Run) -> float:
     seconds = torch.tensor(time.perf_counter() - begin_s, dtype=torch.float64)
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
     return seconds.item()
-
-
-def start_all(arguments: Namespace, out: Path) -> None:
-    """All ranks, on this host or on two with a link between them."""
-    with contextlib.ExitStack() as stack:
-        prefixes, address = [[] for _ in range(arguments.ranks)], "127.0.0.1"
-        if arguments.rate:
-            from tests.hosts.namespaces import two_hosts, why_not
-
-            if reason := why_not():
-                raise SystemExit(f"--rate cannot be measured here: {reason}")
-            hosts = stack.enter_context(two_hosts())
-            for host in hosts:
-                host.limit(arguments.rate)
-            half = arguments.ranks // 2
-            prefixes = [
-                host.command(["env", f"GLOO_SOCKET_IFNAME={host.device}"])
-                for host in hosts
-                for _ in range(half)
-            ]
-            address = hosts[0].address
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        given = {**vars(arguments), "address": address, "port": port, "out": out}
-        given.pop("json")
-        processes = []
-        for rank, prefix in enumerate(prefixes):
-            words = [f"--{name}={value}" for name, value in (given | {"rank": rank}).items()]
-            command = [*prefix, sys.executable, "-m", "benchmarks.sequence", *words]
-            processes.append(subprocess.Popen(command, cwd=ROOT))
-        codes = [process.wait() for process in processes]
-    if any(codes):
-        raise SystemExit(f"ranks ended with {codes}")
 
 
 def report(arguments: Namespace, times: Times, waited: Times, chosen: AttentionScheme) -> Result:
@@ -264,7 +217,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "times.json"
-        start_all(arguments, out)
+        start_ranks("benchmarks.sequence", arguments, out)
         measured = json.loads(out.read_text())
     chosen = choice(arguments, *measured["rates"])
     report(arguments, measured["times"], measured["waited"], chosen).show(as_json=arguments.json)

@@ -8,66 +8,28 @@ for every contender: resident memory above what the process had before there was
 activations are kept small, as a share of what `parallel.hierarchy.volume` says.
 """
 
-import contextlib
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 
 from benchmarks.harness import Result, options
+from benchmarks.linked_ranks import start_ranks
 from benchmarks.sharding_rank import PEER, RANKS, WIDTHS, worker
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-def start_all(given: Namespace, what: str, rate: str) -> dict:
+def measure(given: Namespace, what: str, rate: str) -> dict:
     """Measure `what` on all ranks, on this host or on two with a link between them."""
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        prefixes, address = [[] for _ in range(RANKS)], "127.0.0.1"
-        if rate:
-            prefixes, address = enter_two_hosts(stack, rate)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    variables = {}
+    if what != "times":
+        # Freed memory goes back at once: what is resident is what is used.
+        variables = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        common = {**vars(given), "address": address, "port": port, "out": out, "what": what}
-        common.pop("json")
-        variables = dict(os.environ)
-        if what != "times":
-            # Freed memory goes back at once: what is resident is what is used.
-            variables |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-        processes = []
-        for rank, prefix in enumerate(prefixes):
-            words = [f"--{name}={value}" for name, value in (common | {"rank": rank}).items()]
-            command = [*prefix, sys.executable, "-m", "benchmarks.sharding", *words]
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=variables))
-        codes = [process.wait() for process in processes]
-        if any(codes):
-            raise SystemExit(f"ranks ended with {codes} while measuring {what}")
+        asked = Namespace(**{**vars(given), "what": what, "rate": rate})
+        start_ranks("benchmarks.sharding", asked, out, variables=variables)
         return json.loads(out.read_text())
-
-
-def enter_two_hosts(stack: contextlib.ExitStack, rate: str) -> tuple[list[list[str]], str]:
-    """How to start each rank on its host, and where they meet."""
-    from tests.hosts.namespaces import two_hosts, why_not
-
-    if reason := why_not():
-        raise SystemExit(f"--rate cannot be measured here: {reason}")
-    hosts = stack.enter_context(two_hosts())
-    for host in hosts:
-        host.limit(rate)
-    prefixes = [
-        host.command(["env", f"GLOO_SOCKET_IFNAME={host.device}"])
-        for host in hosts
-        for _ in range(RANKS // 2)
-    ]
-    return prefixes, hosts[0].address
 
 
 def report(given: Namespace, timed: dict, memory: dict[str, dict]) -> Result:
@@ -105,6 +67,7 @@ def main() -> None:
         dtype="fp32",
         quantized=0,
         rate="",
+        ranks=RANKS,
         what="",
         rank=-1,
         address="",
@@ -114,8 +77,8 @@ def main() -> None:
     if given.rank >= 0:
         worker(given)
         return
-    timed = start_all(given, "times", given.rate)
-    memory = {name: start_all(given, name, "") for name in (*WIDTHS, PEER)}
+    timed = measure(given, "times", given.rate)
+    memory = {name: measure(given, name, "") for name in (*WIDTHS, PEER)}
     report(given, timed, memory).show(as_json=given.json)
 
 

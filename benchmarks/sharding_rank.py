@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from comms import groups
-from comms.config import RankEnvironment
+from benchmarks.linked_ranks import join
+from comms.groups import leave
 from comms.ledger import Ledger
 from parallel.hierarchy.sharding import HierarchicalSharding
 from parallel.hierarchy.volume import held_bytes, working_bytes
@@ -186,17 +186,8 @@ def resident_bytes(field: str) -> int:
 def worker(given: Namespace) -> None:
     """One rank of one measurement; rank 0 writes what came out."""
     torch.set_num_threads(1)
-    environment = RankEnvironment(
-        rank=given.rank,
-        world_size=RANKS,
-        local_rank=given.rank,
-        local_world_size=RANKS,
-        host="127.0.0.1",
-        master_address=given.address,
-        master_port=given.port,
-    )
-    groups.join(environment, deadline_s=60)
+    join(given)
     found = measure_times(given) if given.what == "times" else measure_memory(given.what, given)
     if given.rank == 0:
         Path(given.out).write_text(json.dumps(found))
-    groups.leave()
+    leave()

@@ -18,8 +18,5 @@ class Gradients(Protocol):
         """This rank's share of the squared global norm, 0-dim fp32 on the gradients' device: the
         shares of all ranks of the run add up to it."""
 
-    def scale(self, factor: float) -> None:
-        """Multiply all gradients in place. Called between `finish` and the optimizer."""
-
     def zero(self) -> None:
         """Forget all gradients. Called once per step, after the optimizer."""

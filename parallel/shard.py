@@ -4,18 +4,14 @@ from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
-    DefaultAllGather,
-    DefaultReduceScatter,
-)
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from comms.ledger import Ledger
-from comms.volume import all_reduce_bytes, gather_bytes
+from comms.volume import all_reduce_bytes
+from parallel.counted import count_collectives
 from parallel.mesh import Meshes
 
 
@@ -70,10 +66,7 @@ def shard_parameters(
 def _count(module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger) -> None:
     """Sum gradients instead of averaging them, and count what is sent."""
     assert isinstance(module, FSDPModule)
-    module.set_force_sum_reduction_for_comms(True)
-    module.set_gradient_divide_factor(1.0)
-    module.set_custom_all_gather(_CountedAllGather(ledger, axis))
-    module.set_custom_reduce_scatter(_CountedReduceScatter(ledger, axis))
+    count_collectives(module, ledger, axis)
     if meshes.layout.replica > 1:
         module.set_all_reduce_hook(_AllReduceCounter(ledger, meshes.layout.replica))
 
@@ -115,9 +108,11 @@ class ShardedGradients:
 
     def __init__(self, model: nn.Module, *, ranks: int) -> None:
         """`ranks` hold this model together, in shards and copies."""
-        self._parameters = list(model.parameters())
         self._modules = fsdp_modules(model)
         self._ranks = ranks
+        self._by_shards: dict[int, list[nn.Parameter]] = {}
+        for parameter in model.parameters():
+            self._by_shards.setdefault(_num_shards(parameter), []).append(parameter)
 
     def start_round(self, *, last: bool) -> None:
         """Sum over `replica` only in the last round."""
@@ -130,23 +125,23 @@ class ShardedGradients:
 
     def squared_norm(self) -> Tensor:
         """Sum of squares of the local shards, each divided by how many ranks hold the same."""
-        norms = torch.stack(torch._foreach_norm(self._local())).float()
-        shards = [_num_shards(p) for p in self._parameters if p.grad is not None]
-        weights = torch.tensor(shards, dtype=torch.float32) / self._ranks
-        return (norms.square() * weights.to(norms.device)).sum()
-
-    def scale(self, factor: float) -> None:
-        """Multiply the local shards in place."""
-        torch._foreach_mul_(self._local(), factor)
+        shares = []
+        for shards, parameters in self._by_shards.items():
+            if grads := _local_gradients(parameters):
+                norms = torch.stack(torch._foreach_norm(grads)).float()
+                shares.append(norms.square().sum() * (shards / self._ranks))
+        return torch.stack(shares).sum()
 
     def zero(self) -> None:
         """Drop the gradients; the next round makes new ones."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        for parameters in self._by_shards.values():
+            for parameter in parameters:
+                parameter.grad = None
 
-    def _local(self) -> list[Tensor]:
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        return [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+
+def _local_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return [g.to_local() if isinstance(g, DTensor) else g for g in grads]
 
 
 def _num_shards(parameter: nn.Parameter) -> int:
@@ -155,59 +150,6 @@ def _num_shards(parameter: nn.Parameter) -> int:
         return 1
     sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
     return prod(size for placement, size in sizes if not placement.is_replicate())
-
-
-class _TimedWork(dist.Work):
-    """A collective under way; waiting for it is counted."""
-
-    def __init__(self, work: dist.Work, ledger: Ledger) -> None:
-        super().__init__()
-        self._work = work
-        self._ledger = ledger
-
-    def wait(self, *arguments: object) -> bool:
-        with self._ledger.waiting():
-            return self._work.wait(*arguments)  # type: ignore[arg-type]
-
-
-class _CountedAllGather(DefaultAllGather):
-    def __init__(self, ledger: Ledger, axis: str) -> None:
-        super().__init__()
-        self._ledger = ledger
-        self._axis = axis
-
-    def __call__(
-        self,
-        output_tensor: Tensor,
-        input_tensor: Tensor,
-        group: dist.ProcessGroup,
-        async_op: bool = False,
-    ) -> dist.Work | None:
-        full_bytes = output_tensor.numel() * output_tensor.element_size()
-        self._ledger.sent(self._axis, "all_gather", gather_bytes(full_bytes, group.size()))
-        with self._ledger.waiting():
-            work = super().__call__(output_tensor, input_tensor, group, async_op)
-        return None if work is None else _TimedWork(work, self._ledger)
-
-
-class _CountedReduceScatter(DefaultReduceScatter):
-    def __init__(self, ledger: Ledger, axis: str) -> None:
-        super().__init__()
-        self._ledger = ledger
-        self._axis = axis
-
-    def __call__(
-        self,
-        output_tensor: Tensor,
-        input_tensor: Tensor,
-        group: dist.ProcessGroup,
-        op: dist.ReduceOp.RedOpType,
-        async_op: bool = False,
-    ) -> dist.Work:
-        full_bytes = input_tensor.numel() * input_tensor.element_size()
-        self._ledger.sent(self._axis, "reduce_scatter", gather_bytes(full_bytes, group.size()))
-        with self._ledger.waiting():
-            return super().__call__(output_tensor, input_tensor, group, op, async_op)
 
 
 class _AllReduceCounter:

@@ -35,6 +35,9 @@ class CheckReport:
     device_bytes: int
     """Memory of one rank."""
 
+    states_in: str
+    """Where the optimizer's states are to be: `device`, or another place."""
+
     device_note: str
     """Where that figure comes from."""
 
@@ -48,7 +51,7 @@ class CheckReport:
         return {
             "weights": held * WEIGHT_BYTES,
             "gradients": held * GRADIENT_BYTES,
-            "optimizer": held * MOMENT_BYTES,
+            "optimizer": held * MOMENT_BYTES if self.states_in == "device" else 0,
         }
 
     @property
@@ -73,6 +76,7 @@ class CheckReport:
             "state_bytes_per_rank": self.state_bytes,
             "device_bytes": self.device_bytes,
             "device_note": self.device_note,
+            "optimizer_states_in": self.states_in,
             "fits": self.fits,
             "data": self.data,
             "architecture": asdict(self.architecture),
@@ -88,8 +92,11 @@ class CheckReport:
         verdict = (
             "activations come on top"
             if self.fits
-            else "does not fit: raise parallel.shard and cluster.num_workers"
+            else "does not fit: raise parallel.shard and cluster.num_workers, or keep optimizer "
+            "states elsewhere (offload.optimizer)"
         )
+        if self.states_in != "device":
+            verdict += f"; optimizer states in another place ({self.states_in})"
         return [
             ("batch", self.batch.explain()),
             ("parameters", f"{count(self.parameters)} ({self.parameters:,}){active}"),
@@ -126,6 +133,7 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
         layout=_layout(loaded, architecture, state_bytes=state_bytes, device_bytes=device_bytes),
         device_bytes=device_bytes,
         device_note=device_note,
+        states_in=recipe.offload.optimizer if recipe.offload.optimizer != "auto" else "device",
         data=_data(recipe.data.source),
     )
 

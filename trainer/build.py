@@ -23,7 +23,6 @@ from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.job import Job, Listeners, Rules
 from trainer.model.size import step_flops
-from trainer.optim import updates_done
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
@@ -167,7 +166,7 @@ def snapshot_of(
         description = {
             "step": progress.step,
             "tokens": progress.tokens,
-            "updates": updates_done(assembly.optimizer),
+            "updates": assembly.optimizer.updates,
             "data": cursor,
             "architecture": asdict(assembly.architecture),
             "layout": asdict(assembly.layout),

@@ -107,6 +107,8 @@ def _train(
                 weights=job.assembly.origin,
             )
         outcome = train(job)
+        # Only after a clean end: a disk that hangs would hold up the error that it caused.
+        job.assembly.optimizer.close()
         if environment.rank == 0:
             append_event(
                 job.folder.events,

@@ -146,8 +146,3 @@ def parameter_groups(
         {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def updates_done(optimizer: Optimizer) -> int:
-    """Updates made so far, skipped steps not counted."""
-    return optimizer.updates

@@ -35,6 +35,7 @@ from parallel.experts.transport import (
     StagedAnnounced,
     Transport,
 )
+from parallel.layout import divisors
 
 
 class Trip(Protocol):
@@ -115,7 +116,7 @@ def _check(ranks: int, num_experts: int, hosts: HostGroups | None) -> None:
     if num_experts % ranks:
         raise ValueError(
             f"ep={ranks} does not divide num_experts={num_experts}; choose one of "
-            f"{[d for d in range(1, num_experts + 1) if num_experts % d == 0]}"
+            f"{divisors(num_experts)}"
         )
     if hosts is not None and hosts.inside.size() * hosts.between.size() != ranks:
         raise ValueError(

@@ -36,11 +36,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_map
 
 from comms.ledger import Ledger
+from parallel.counted import count_collectives
 from parallel.hierarchy.gradients import HierarchicalGradients
 from parallel.hierarchy.mesh import build_hierarchy_mesh
 from parallel.hierarchy.publish import Publisher, local_shard
 from parallel.hierarchy.shards import ShardGroup, cut_dim, make_groups
-from parallel.hierarchy.traffic import CountedAllGather, CountedReduceScatter, Line
+from parallel.hierarchy.traffic import Line
 from parallel.hierarchy.widths import AXES, Widths
 
 
@@ -188,10 +189,7 @@ def _shard_weights(
         )
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)
-            module.set_gradient_divide_factor(1.0)
-            module.set_custom_all_gather(CountedAllGather(ledger))
-            module.set_custom_reduce_scatter(CountedReduceScatter(ledger))
+            count_collectives(module, ledger, "weights")
 
 
 def _cast_inputs(dtype: torch.dtype) -> Any:

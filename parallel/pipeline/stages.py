@@ -55,11 +55,6 @@ class StagedGradients:
         """Sum of squares over all stages of this rank, 0-dim fp32."""
         return torch.stack([gradients.squared_norm() for gradients in self._gradients]).sum()
 
-    def scale(self, factor: float) -> None:
-        """Multiply all gradients in place."""
-        for gradients in self._gradients:
-            gradients.scale(factor)
-
     def zero(self) -> None:
         """Forget all gradients."""
         for gradients in self._gradients:

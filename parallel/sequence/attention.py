@@ -15,6 +15,7 @@ from torch import Tensor
 
 from comms.ledger import Ledger
 from parallel.attention import packed_attention
+from parallel.layout import divisors
 from parallel.sequence.communicators import SequenceGroups
 from parallel.sequence.exchange import HeadExchange
 from parallel.sequence.ring import Carousel
@@ -102,10 +103,9 @@ class SequenceAttention:
                 "whole stream, and this rank's token_ranges of it"
             )
         if heads % self.scheme.ulysses:
-            fitting = [d for d in range(1, heads + 1) if heads % d == 0]
             raise ValueError(
                 f"ulysses={self.scheme.ulysses} does not divide {heads} query heads; choose one "
-                f"of {fitting}"
+                f"of {divisors(heads)}"
             )
         if heads % k_TKd.shape[1]:
             raise ValueError(f"{k_TKd.shape[1]} key heads do not divide {heads} query heads")

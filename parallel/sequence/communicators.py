@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from comms.groups import own_group
+from parallel.layout import divisors
 from parallel.sequence.stretches import AttentionScheme
 
 
@@ -106,10 +107,9 @@ def make_communicators(
     sizes, schemes = list(sizes), list(schemes)
     for size in {*sizes, *(scheme.degree for scheme in schemes)}:
         if len(pool_ranks) % size:
-            fitting = [d for d in range(1, len(pool_ranks) + 1) if len(pool_ranks) % d == 0]
             raise ValueError(
                 f"groups of {size} do not divide a pool of {len(pool_ranks)} ranks; choose sizes "
-                f"from {fitting}"
+                f"from {divisors(len(pool_ranks))}"
             )
     whole = {size: maker.own(_aligned(pool_ranks, size)) for size in sorted(sizes)}
     found = {scheme: maker.scheme_groups(scheme) for scheme in schemes}

@@ -10,6 +10,7 @@ Guarantees, each asserted in tests/parallel/sequence/test_scheme.py:
 from dataclasses import dataclass
 from math import gcd
 
+from parallel.layout import divisors
 from parallel.sequence.stretches import AttentionScheme, padding_multiple, token_ranges
 from parallel.sequence.volume import AttentionBytes, attention_bytes
 
@@ -73,7 +74,7 @@ def possible_schemes(
     if num_heads % num_kv_heads:
         raise ValueError(f"{num_kv_heads} key heads do not divide {num_heads} query heads")
     found = []
-    for ulysses in _divisors(gcd(degree, num_heads)):
+    for ulysses in divisors(gcd(degree, num_heads)):
         ring = degree // ulysses
         inside, over = ranks_per_host % ulysses == 0, ulysses % ranks_per_host == 0
         if (windowed and ring > 1) or (degree > ranks_per_host and not inside and not over):
@@ -96,10 +97,6 @@ def _outer_ring(degree: int, ulysses: int, ranks_per_host: int) -> int:
     if degree % ranks_per_host or ranks_per_host % ulysses or ranks_per_host == ulysses:
         return 1
     return degree // ranks_per_host
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +222,7 @@ def choose_scheme(
         ranks_per_host=ranks_per_host,
     )
     if not candidates:
-        fitting = [d for d in _divisors(num_heads) if ranks_per_host % d == 0]
+        fitting = [d for d in divisors(num_heads) if ranks_per_host % d == 0]
         raise ValueError(
             f"no attention scheme for a group of {degree}: windowed layers need a degree that "
             f"divides their {num_heads} heads and fits hosts of {ranks_per_host}; choose one of "

@@ -53,7 +53,6 @@ def _step(rank: int, layout: Layout, rounds: int, config: ParallelConfig) -> dic
         model(_rows(rank, number)).backward()
     gradients.finish()
     squares = float(gradients.squared_norm())
-    gradients.scale(2.0)
     full = {}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
@@ -80,13 +79,13 @@ def test_gradients_are_those_of_one_rank(layout, rounds):
     for rank in range(layout.world_size):
         for number in range(rounds):
             reference(_rows(rank, number)).backward()
-    wanted = {n: 2 * p.grad for n, p in reference.named_parameters() if p.grad is not None}
+    wanted = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
     results = run_on_ranks(layout.world_size, _step, layout, rounds, ParallelConfig())
     for result in results:
         for name, grad in result["grads"].items():
             torch.testing.assert_close(grad, wanted[name], rtol=1e-5, atol=1e-5)
     norm = sum(r["squares"] for r in results)
-    assert norm == pytest.approx(sum(float((g / 2).square().sum()) for g in wanted.values()), 1e-4)
+    assert norm == pytest.approx(sum(float(g.square().sum()) for g in wanted.values()), 1e-4)
 
 
 def test_sharded_bytes_are_those_of_the_formula():
