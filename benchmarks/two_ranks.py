@@ -16,7 +16,8 @@ from comms.groups import join, leave
 from parallel.config import ParallelConfig
 from recipes.load import load_recipe
 from trainer.build import build
-from trainer.config import CheckpointConfig, JobConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import prepare_tokenizer
 from trainer.job import Job, Listeners

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from parallel.config import ParallelConfig
 from parallel.layout import divisors
-from trainer.config import CheckpointConfig, JobConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig
 from trainer.errors import BraidError, InfrastructureError, RecipeError
 
 RELATIVE_BOUND = 1e-5

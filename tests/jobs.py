@@ -7,15 +7,9 @@ from typing import Any
 
 from comms.config import RankEnvironment
 from tests.ranks import free_port
-from trainer.config import (
-    CheckpointConfig,
-    DataConfig,
-    JobConfig,
-    OptimConfig,
-    RunConfig,
-    SchedConfig,
-    TrainConfig,
-)
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, OptimConfig, RunConfig, SchedConfig, TrainConfig
+from trainer.data.config import DataConfig
 from trainer.job import Outcome
 from trainer.main import run_job
 from trainer.metrics import StepReport

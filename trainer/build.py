@@ -14,7 +14,8 @@ from comms.ledger import Ledger
 from parallel.experts.placement import loan_cost_rows
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.config import CheckpointConfig, JobConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
 from trainer.data.tokenizer import Tokenizer

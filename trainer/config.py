@@ -5,6 +5,8 @@ from typing import Literal
 
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.data.config import DataConfig
 from trainer.model.config import ModelConfig
 
 
@@ -49,74 +51,6 @@ class RunConfig:
             raise ValueError(
                 f"run.name={self.name!r} names a folder under run.dir and must not be a path; set "
                 "run.dir for the place"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read, how it becomes tokens, and how tokens become sequences."""
-
-    source: str = "python_stdlib"
-    """Folder, file or glob; `python_stdlib` is the source code of the running interpreter's
-    standard library."""
-
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """File format; `auto` goes by the file name."""
-
-    kind: Literal["pretrain", "chat"] = "pretrain"
-    """`chat` trains on assistant messages only; prompt tokens are masked."""
-
-    text_field: str = "text"
-    """JSONL and Parquet: the field with the document."""
-
-    messages_field: str = "messages"
-    """Chat: the field with the list of {role, content}."""
-
-    tokenizer: str = "auto"
-    """Tokenizer file or folder; `auto` takes the model folder's, or trains a byte-level BPE on the
-    data once and keeps it."""
-
-    vocab_size: int = 4096
-    """Size of a tokenizer trained here."""
-
-    seq_len: int = 512
-    """Tokens of one packed sequence."""
-
-    packing: Literal["auto", "split", "whole", "single"] = "auto"
-    """`split` cuts documents at sequence ends and wastes nothing; `whole` keeps each document in
-    one sequence; `single` makes each document a sequence of its own length, cut only where it is
-    longer than seq_len. `auto`: whole for chat, split otherwise."""
-
-    on_bad: Literal["error", "skip"] = "error"
-    """A line that does not parse, a binary file, a document over the limit: stop, or skip and
-    count."""
-
-    max_document_bytes: int = 64 * 1024 * 1024
-    """Largest document accepted."""
-
-    block_bytes: int = 1024 * 1024
-    """Raw bytes tokenised at a time, and the unit in which documents are shuffled. The last
-    sequence of a block may be short: for long sequences set it to some 256 bytes per token."""
-
-    shuffle_blocks: int = 8
-    """Neighbouring blocks (in shuffled order) whose sequences are mixed."""
-
-    cache_dir: str = "~/.cache/braid"
-    """Where tokens and trained tokenizers are kept."""
-
-    def __post_init__(self) -> None:
-        _positive(
-            "data",
-            vocab_size=self.vocab_size,
-            seq_len=self.seq_len,
-            max_document_bytes=self.max_document_bytes,
-            block_bytes=self.block_bytes,
-            shuffle_blocks=self.shuffle_blocks,
-        )
-        if self.vocab_size < 320:
-            raise ValueError(
-                f"data.vocab_size={self.vocab_size} is too small for a byte-level tokenizer "
-                "(256 bytes and the special tokens); choose at least 320"
             )
 
 
@@ -213,35 +147,6 @@ class SchedConfig:
         if self.warmup_steps < 0:
             raise ValueError(f"sched.warmup_steps must not be negative, got {self.warmup_steps}")
         _fraction("sched", min_lr_ratio=self.min_lr_ratio, decay_fraction=self.decay_fraction)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When state is saved and how much of it is kept."""
-
-    interval_steps: int = 100
-    """Steps between checkpoints; 0 saves only by time and at the end."""
-
-    interval_s: float = 0.0
-    """Seconds between checkpoints; 0 saves only by steps and at the end."""
-
-    keep_last: int = 3
-    """Complete checkpoints kept."""
-
-    blocking: bool = False
-    """Whether training waits until a checkpoint is on disk."""
-
-    rehearse: bool = True
-    """Whether a fresh run saves at step 0, so that a save failure costs a minute and not a run."""
-
-    def __post_init__(self) -> None:
-        if self.interval_steps < 0 or self.interval_s < 0:
-            raise ValueError(
-                "checkpoint.interval_steps and checkpoint.interval_s must not be negative, got "
-                f"{self.interval_steps} and {self.interval_s}"
-            )
-        if self.keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last must be at least 1, got {self.keep_last}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer.checkpoint.checkpointer import Checkpointer, SaveOutcome
-from trainer.config import CheckpointConfig
+from trainer.checkpoint.config import CheckpointConfig
 from trainer.errors import ResourceError
 from trainer.run_folder import append_event
 

@@ -8,7 +8,8 @@ from ray.job_submission import JobInfo, JobStatus
 from cluster.exit_record import ExitRecord, write_exit
 from cluster.staging import RECIPE, list_sources, source_root, stage, summary
 from cluster.submit import absolute_paths, entrypoint, exit_code_of, written_code
-from trainer.config import DataConfig, JobConfig, RunConfig
+from trainer.config import JobConfig, RunConfig
+from trainer.data.config import DataConfig
 from trainer.errors import ExitCode, ResourceError
 from trainer.run_folder import RunFolder
 

@@ -19,7 +19,8 @@ from cluster.network import free_port
 from cluster.ray_connect import reread_settings
 from cluster.submit import absolute_paths, exit_code_of, submit
 from recipes.load import load_recipe
-from trainer.config import DataConfig, JobConfig, RunConfig
+from trainer.config import JobConfig, RunConfig
+from trainer.data.config import DataConfig
 from trainer.errors import ExitCode, ResourceError
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024

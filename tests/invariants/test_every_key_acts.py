@@ -10,7 +10,8 @@ import torch
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
-from trainer.config import CheckpointConfig, JobConfig, SchedConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, SchedConfig
 from trainer.errors import RecipeError
 from trainer.model.config import ModelConfig, RopeScaling
 from trainer.model.decoder import Decoder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import start_ranks, tiny_job, train_on_ranks
-from trainer.config import CheckpointConfig, JobConfig, RunConfig, TrainConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.run_folder import RunFolder
 
 

@@ -9,7 +9,8 @@ import pytest
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from tests.jobs import start_ranks, tiny_job, train_on_ranks
-from trainer.config import CheckpointConfig, JobConfig, RunConfig, TrainConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import InfrastructureError, RecipeError, ResourceError
 from trainer.run_folder import RunFolder
 

@@ -7,7 +7,8 @@ import pytest
 
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
-from trainer.config import CheckpointConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from trainer.errors import NumericError, RecipeError
 from trainer.run_folder import RunFolder
 

@@ -6,7 +6,7 @@ import pytest
 
 from recipes.invariance import Variant, compare, largest_difference
 from tests.jobs import tiny_job
-from trainer.config import DataConfig
+from trainer.data.config import DataConfig
 from trainer.errors import DataError, RecipeError
 
 ALONE = Variant(replica=1, shard=1, rounds=1)

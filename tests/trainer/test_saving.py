@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.folder import list_complete
-from trainer.config import CheckpointConfig
 from trainer.errors import ResourceError
 from trainer.saving import Saver
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import DataConfig
 from trainer.data.background import BackgroundTokeniser
 from trainer.data.cache import REPORT_INTERVAL_S, digest, make_folder, wait_until
+from trainer.data.config import DataConfig
 from trainer.data.failure import forget_failure, found_failure
 from trainer.data.index import VERSION, SourceIndex, cache_root, open_index
 from trainer.data.packing import Packing

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config import DataConfig
 from trainer.data.blocks import SPAN, Blocks
 from trainer.data.cache import digest, locked, make_folder, written_aside
+from trainer.data.config import DataConfig
 from trainer.data.scan import Scan, Scanner, TooLarge
 from trainer.data.source import Format, Source, SourceFile, find_source
 from trainer.errors import DataError, RecipeError

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.config import DataConfig
 from trainer.data.batch import IGNORED, Batch
+from trainer.data.config import DataConfig
 from trainer.data.corpus import Corpus
 from trainer.data.order import Subject, permutation
 from trainer.data.packing import Rows, pack

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import DataConfig
 from trainer.data.cache import claim, make_folder
+from trainer.data.config import DataConfig
 from trainer.data.documents import DocumentReader, Place
 from trainer.data.encoding import DocumentEncoder, Encoded
 from trainer.data.index import SourceIndex, open_index

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Engine
 
-from trainer.config import DataConfig
 from trainer.data.bpe import END_OF_TEXT, train_bpe
 from trainer.data.cache import digest, locked, make_folder, written_aside
+from trainer.data.config import DataConfig
 from trainer.data.documents import DocumentReader
 from trainer.data.index import SourceIndex, cache_root, open_index
 from trainer.data.sample import SAMPLE_VERSION, sample_texts

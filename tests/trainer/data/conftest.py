@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import DataConfig
 from trainer.data.bpe import END_OF_TEXT, train_bpe
+from trainer.data.config import DataConfig
 from trainer.data.corpus import Corpus
 from trainer.data.template import CHATML
 from trainer.data.tokenising import Filler

@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.config import DataConfig
+from trainer.data.config import DataConfig
 from trainer.data.corpus import Corpus, packing_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, ResourceError

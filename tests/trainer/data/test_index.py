@@ -59,7 +59,7 @@ def test_chat_from_text_files_is_a_contradiction(text_source, data_config):
 
 
 def test_a_cache_that_cannot_be_written_is_a_matter_of_resources(text_source, tmp_path):
-    from trainer.config import DataConfig
+    from trainer.data.config import DataConfig
 
     (tmp_path / "file").write_text("")
     config = DataConfig(source=str(text_source), cache_dir=str(tmp_path / "file" / "cache"))

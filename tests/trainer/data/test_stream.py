@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from trainer.config import DataConfig
 from trainer.data.batch import IGNORED
+from trainer.data.config import DataConfig
 from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
 from trainer.data.tokenising import Filler
