@@ -1,7 +1,13 @@
-"""Who a process is among the ranks. Pure data: neither torch nor ray."""
+"""Who a process is among the ranks, and how a recipe says what travels between them. Pure data:
+neither torch nor ray."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from comms.outer.config import DilocoConfig, OuterWire
+from comms.outer.schedule import OuterSchedule, most_fragments
+
+IslandMethod = Literal["streaming_diloco", "diloco", "local_sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +44,101 @@ class RankEnvironment:
     def device_name(self) -> str:
         """The device this rank computes on, as torch names it."""
         return f"cuda:{self.local_rank}" if self.device_type == "cuda" else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IslandConfig:
+    """How islands (`parallel.island`) exchange what they learned; all islands alike."""
+
+    method: IslandMethod = "streaming_diloco"
+    """`streaming_diloco` exchanges some blocks at a time, a few bits per number, while training
+    goes on (arXiv 2501.18512); `diloco` everything at once, in full, waited for (2311.08105);
+    `local_sgd` takes the mean of the weights."""
+
+    every: int = 100
+    """Steps between two exchanges of the same parameters."""
+
+    fragments: int | Literal["auto"] = "auto"
+    """streaming_diloco: parts of the model that travel one after the other; divides `every`.
+    `auto` takes up to 8, no more than there are blocks on a rank."""
+
+    overlap_steps: int = 5
+    """streaming_diloco: steps that go on while a part is under way; below `every` / `fragments`."""
+
+    mixing: float = 0.5
+    """streaming_diloco: share of an island's own parameters in the merge with the new global
+    ones."""
+
+    outer_lr: float = 0.7
+    """streaming_diloco, diloco: learning rate of the outer SGD."""
+
+    outer_momentum: float = 0.9
+    """streaming_diloco, diloco: its Nesterov momentum."""
+
+    wire: OuterWire = "e3m0"
+    """streaming_diloco: numbers that outer gradients travel in, of 4, 8 or 32 bits."""
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(IslandMethod):
+            raise ValueError(
+                f"comms.island.method={self.method} is not known; choose one of "
+                f"{get_args(IslandMethod)}"
+            )
+        if self.fragments != "auto" and self.fragments < 1:
+            raise ValueError(
+                f"comms.island.fragments={self.fragments} must be a positive integer or auto"
+            )
+        try:
+            self.schedule(blocks=1)
+        except ValueError as error:
+            raise ValueError(f"comms.island.{error}") from None
+
+    def diloco(self) -> DilocoConfig:
+        """What the method comes to; reads the keys that matter to it, and no others."""
+        if self.method == "streaming_diloco":
+            return DilocoConfig(
+                every=self.every,
+                overlap_steps=self.overlap_steps,
+                mixing=self.mixing,
+                outer_lr=self.outer_lr,
+                outer_momentum=self.outer_momentum,
+                wire=self.wire,
+            )
+        if self.method == "diloco":
+            return DilocoConfig(
+                every=self.every,
+                overlap_steps=0,
+                mixing=0.0,
+                outer_lr=self.outer_lr,
+                outer_momentum=self.outer_momentum,
+                wire="fp32",
+            )
+        return DilocoConfig(
+            every=self.every,
+            overlap_steps=0,
+            mixing=0.0,
+            outer_lr=1.0,
+            outer_momentum=0.0,
+            wire="fp32",
+        )
+
+    def schedule(self, *, blocks: int) -> OuterSchedule:
+        """When parts travel, of a model of which every rank has at least `blocks` blocks.
+
+        Raises ValueError where the steps do not fit each other.
+        """
+        config = self.diloco()
+        fragments = 1
+        if self.method == "streaming_diloco":
+            fragments = (
+                most_fragments(config, blocks) if self.fragments == "auto" else self.fragments
+            )
+        return OuterSchedule(config.every, config.overlap_steps, fragments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommsConfig:
+    """What travels between ranks in another form than whole."""
+
+    island: IslandConfig = field(default_factory=IslandConfig)
+    """Between islands."""

@@ -55,12 +55,14 @@ def side_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo")
 
 
-def own_group(lines: Iterable[Sequence[int]]) -> dist.ProcessGroup | None:
+def own_group(
+    lines: Iterable[Sequence[int]], *, backend: str | None = None
+) -> dist.ProcessGroup | None:
     """A new communicator over this rank's line; None for a rank in none of them. All ranks of the
-    world call it with the same lines, in the same order."""
+    world call it with the same lines, in the same order. `backend` None is that of `join`."""
     own = None
     for line in lines:
-        made = dist.new_group(list(line))
+        made = dist.new_group(list(line), backend=backend)
         own = made if dist.get_rank() in line else own
     return own
 

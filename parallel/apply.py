@@ -98,7 +98,7 @@ def parallelize(
             reshard_after_forward=config.reshard_after_forward,
             ledger=ledger,
         )
-        return _Sharded(model, ranks=layout.world_size // layout.pp)
+        return _Sharded(model, ranks=layout.island_ranks // layout.pp)
     return _Whole(model, meshes, config.bucket_bytes, ledger)
 
 
@@ -174,7 +174,7 @@ def _shard_apart(
         gradients=layout.shard_gradients or layout.shard,
         optimizer=layout.shard,
     )
-    mesh = build_hierarchy_mesh(widths, meshes.dense.device_type)
+    mesh = build_hierarchy_mesh(widths, meshes.dense.device_type, layout.islands())
     sharding = HierarchicalSharding(
         model,
         blocks=blocks,

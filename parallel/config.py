@@ -8,11 +8,16 @@ Degree = int | Literal["auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Axis sizes: `pp` × `replica` × `shard` × `tp` is the number of ranks.
+    """Axis sizes: `island` × `pp` × `replica` × `shard` × `tp` is the number of ranks.
 
     `sp` and `ep` take no ranks of their own: sequence groups and expert groups are formed among
     the data ranks (`replica` × `shard`).
     """
+
+    island: int = 1
+    """Copies of the whole that train apart, each on its part of every batch, and exchange outer
+    updates every so many steps (`comms.island`): for links too slow for gradients. An island is a
+    block of neighbouring ranks, whole hosts where it spans several."""
 
     pp: Degree = 1
     """Pipeline stages, each with some of the layers; `auto` is 1."""
@@ -87,6 +92,7 @@ class ParallelConfig:
 
     def _degrees(self) -> dict[str, Degree]:
         return {
+            "island": self.island,
             "pp": self.pp,
             "replica": self.replica,
             "shard": self.shard,

@@ -35,6 +35,7 @@ def check_fit(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None
     _check_pipeline(layout, config, shape)
     _check_sequence(layout, config.sp, shape)
     _check_together(layout)
+    _check_islands(layout, config)
 
 
 def stages_per_rank(config: ParallelConfig) -> int:
@@ -116,3 +117,12 @@ def _check_together(layout: Layout) -> None:
                 f"{degree}; set {axis} to 1, or leave both widths at auto and shard over "
                 f"{layout.shard} ranks (parallel.shard={layout.shard})"
             )
+
+
+def _check_islands(layout: Layout, config: ParallelConfig) -> None:
+    if layout.island > 1 and config.rebalance_interval_steps:
+        raise ValueError(
+            f"parallel.rebalance_interval_steps={config.rebalance_interval_steps} moves experts by "
+            f"the loads of one island, but parallel.island={layout.island} islands exchange "
+            "experts by their place; set it to 0, or parallel.island to 1"
+        )

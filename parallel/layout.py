@@ -3,7 +3,9 @@
 Guarantees, each asserted in tests/parallel/test_layout.py:
 - every rank has exactly one coordinate per axis, and coordinates name exactly one rank;
 - the ranks of one axis line partition the world;
-- `tp` varies fastest, then `ep` inside `shard`: what sends most stays inside a host where it can.
+- `tp` varies fastest, then `ep` inside `shard`: what sends most stays inside a host where it can;
+- `island` varies slowest: an island is a block of neighbouring ranks, and every line of another
+  axis, every pool and every expert group lies inside one.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from math import gcd
 
 from parallel.config import Degree, ParallelConfig
 
-AXES = ("pp", "replica", "shard", "tp")
+AXES = ("island", "pp", "replica", "shard", "tp")
 """Axes whose product is the world, outermost first."""
 
 
@@ -23,6 +25,9 @@ def divisors(number: int) -> list[int]:
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Axis sizes of a run. Changing it reshards the model."""
+
+    island: int = 1
+    """Copies that exchange outer updates alone, and are otherwise runs of their own."""
 
     replica: int = 1
     shard: int = 1
@@ -40,11 +45,16 @@ class Layout:
     @property
     def world_size(self) -> int:
         """Number of ranks."""
+        return self.island * self.island_ranks
+
+    @property
+    def island_ranks(self) -> int:
+        """Number of ranks of one island."""
         return self.pp * self.replica * self.shard * self.tp
 
     @property
     def data_ranks(self) -> int:
-        """Number of ranks that see different tokens: the size of the pool."""
+        """Number of ranks of an island that see different tokens: the size of the pool."""
         return self.replica * self.shard
 
     @property
@@ -60,8 +70,18 @@ class Layout:
             raise ValueError(f"rank {rank} is outside 0..{self.world_size - 1}")
         rest, tp = divmod(rank, self.tp)
         rest, shard = divmod(rest, self.shard)
-        pp, replica = divmod(rest, self.replica)
-        return {"pp": pp, "replica": replica, "shard": shard, "tp": tp}
+        rest, replica = divmod(rest, self.replica)
+        island, pp = divmod(rest, self.pp)
+        return {"island": island, "pp": pp, "replica": replica, "shard": shard, "tp": tp}
+
+    def island_of(self, rank: int) -> int:
+        """The island of `rank`."""
+        return self.coordinates(rank)["island"]
+
+    def islands(self) -> list[tuple[int, ...]]:
+        """The ranks of each island, in order."""
+        size = self.island_ranks
+        return [tuple(range(i * size, (i + 1) * size)) for i in range(self.island)]
 
     def data_rank(self, rank: int) -> int:
         """Position of `rank` in its pool: what step plans call a rank."""
@@ -101,7 +121,13 @@ class Layout:
         return " × ".join(used) or "one rank"
 
     def _sizes(self) -> dict[str, int]:
-        return {"pp": self.pp, "replica": self.replica, "shard": self.shard, "tp": self.tp}
+        return {
+            "island": self.island,
+            "pp": self.pp,
+            "replica": self.replica,
+            "shard": self.shard,
+            "tp": self.tp,
+        }
 
     def _rank(self, at: dict[str, int]) -> int:
         rank = 0
@@ -126,18 +152,29 @@ def resolve_layout(
     otherwise, and where experts are spread or weights sharded apart, they are sharded over all
     data ranks. One axis given, the other takes the ranks that are left.
 
-    Raises ValueError where the axes do not multiply to `world_size` or do not divide each other.
+    Raises ValueError where the axes do not multiply to `world_size` or do not divide each other, or
+    where an island has parts of hosts.
     """
+    island = config.island
+    if world_size % island:
+        raise ValueError(
+            f"parallel.island={island} does not divide the {world_size} ranks: islands are of "
+            f"equal size; choose one of {divisors(world_size)}"
+        )
+    world_size //= island
+    _check_hosts(island, world_size, ranks_per_host)
     pp = 1 if config.pp == "auto" else config.pp
     tp = 1 if config.tp == "auto" else config.tp
     if world_size % (pp * tp):
         raise ValueError(
             f"parallel.pp={pp} × parallel.tp={tp} = {pp * tp} does not divide the {world_size} "
-            f"ranks; choose a product among {divisors(world_size)}"
+            f"ranks{' of an island' if island > 1 else ''}; choose a product among "
+            f"{divisors(world_size)}"
         )
     data = world_size // (pp * tp)
     replica, shard = _data_axes(config, data, state_bytes // (pp * tp), device_bytes, pp * tp)
     layout = Layout(
+        island=island,
         pp=pp,
         replica=replica,
         shard=shard,
@@ -148,6 +185,20 @@ def resolve_layout(
     )
     _check_widths(layout)
     return layout
+
+
+def _check_hosts(island: int, island_ranks: int, ranks_per_host: int) -> None:
+    """An island has whole hosts, or a host whole islands."""
+    on_host = max(1, ranks_per_host)
+    if island > 1 and island_ranks % on_host and on_host % island_ranks:
+        ranks = island * island_ranks
+        fitting = [
+            n for n in divisors(ranks) if not (ranks // n) % on_host or not on_host % (ranks // n)
+        ]
+        raise ValueError(
+            f"parallel.island={island} gives islands of {island_ranks} ranks, which are not whole "
+            f"hosts of {on_host}; choose one of {fitting}"
+        )
 
 
 def _data_axes(

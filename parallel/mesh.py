@@ -10,7 +10,7 @@ from parallel.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class Meshes:
-    """The same ranks, cut for dense parameters and for experts."""
+    """The ranks of this rank's island, cut for dense parameters and for experts."""
 
     layout: Layout
     dense: DeviceMesh
@@ -30,11 +30,18 @@ def build_mesh(layout: Layout, device_type: str) -> Meshes:
 
     Communicators are made here, while memory is free, and not at the first collective.
     """
-    dense = init_device_mesh(
-        device_type,
-        (layout.pp, layout.replica, layout.shard, layout.tp),
-        mesh_dim_names=("pp", "replica", "shard", "tp"),
-    )
+    sizes = (layout.pp, layout.replica, layout.shard, layout.tp)
+    names = ("pp", "replica", "shard", "tp")
+    if layout.island == 1:
+        root = init_device_mesh(device_type, sizes, mesh_dim_names=names)
+    else:
+        root = init_device_mesh(
+            device_type, (layout.island, *sizes), mesh_dim_names=("island", *names)
+        )
     # Both from one root: parameters cut over `ep` or `tp` can then be sharded by FSDP2 as well.
-    experts = dense._unflatten(2, (layout.shard // layout.ep, layout.ep), ("expert_shard", "ep"))
-    return Meshes(layout=layout, dense=dense, experts=experts)
+    at = root.ndim - 2
+    cut = root._unflatten(at, (layout.shard // layout.ep, layout.ep), ("expert_shard", "ep"))
+    if layout.island == 1:
+        return Meshes(layout=layout, dense=root, experts=cut)
+    experts = cut["pp", "replica", "expert_shard", "ep", "tp"]
+    return Meshes(layout=layout, dense=root[names], experts=experts)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
-from comms.groups import device_of
+from comms.groups import device_of, own_group
 from comms.ledger import Ledger
 from parallel.gradients import Gradients
 from parallel.layout import Layout
@@ -41,6 +41,9 @@ class Assembly:
     layout: Layout
     ranks_per_host: int
     """The same on all ranks."""
+
+    group: dist.ProcessGroup | None
+    """The ranks of this island; None where they are all ranks."""
 
     dtype: torch.dtype
     """Of forward and backward."""
@@ -84,6 +87,7 @@ def assemble(
         architecture=architecture,
         layout=layout,
         ranks_per_host=on_host,
+        group=own_group(layout.islands()) if layout.island > 1 else None,
         dtype=dtype,
         compiled=config.train.compile,
         weights=spreading.weights,

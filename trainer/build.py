@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.config import RankEnvironment
-from comms.groups import broadcast_bytes, device_of, side_group
+from comms.groups import broadcast_bytes, device_of, own_group, side_group
 from comms.ledger import Ledger
 from parallel.experts.placement import loan_cost_rows
 from trainer.assembly import Assembly, assemble
@@ -22,6 +22,9 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
+from trainer.islands.checkpoints import saved_with
+from trainer.islands.exchange import Islands
+from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
 from trainer.model.size import step_flops
 from trainer.planner.batch import BatchArithmetic, batch_of
@@ -54,6 +57,7 @@ def build(
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
+    islands = open_islands(config, assembly, rank=environment.rank)
     checkpoint_group = side_group()
     restored = restore(
         config.run.resume,
@@ -62,17 +66,18 @@ def build(
         group=checkpoint_group,
         assembly=assembly,
         cursor=cursor,
+        islands=islands,
     )
     progress = Progress() if restored is None else restored.progress
     saver = open_saver(
         config.checkpoint,
         folder,
         checkpoint_group,
-        snapshot=snapshot_of(assembly, environment, progress, cursor),
+        snapshot=snapshot_of(assembly, environment, progress, cursor, islands),
         events=folder.events if environment.rank == 0 else None,
         restored=restored,
     )
-    planner = build_planner(config, environment, assembly, arithmetic)
+    planner = build_planner(config, environment, assembly, arithmetic, islands)
     ledger.take()
     return Job(
         environment=environment,
@@ -84,6 +89,7 @@ def build(
         feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
         saver=saver,
         elastic=open_elastic(assembly, planner),
+        islands=islands,
         ledger=ledger,
         stopwatch=Stopwatch(device_of(environment)),
         listeners=listeners,
@@ -158,7 +164,11 @@ def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
 
 
 def snapshot_of(
-    assembly: Assembly, environment: RankEnvironment, progress: Progress, cursor: dict[str, Any]
+    assembly: Assembly,
+    environment: RankEnvironment,
+    progress: Progress,
+    cursor: dict[str, Any],
+    islands: Islands | None,
 ) -> Snapshot:
     """A function that says what the run is now: its tensors, and their description."""
 
@@ -174,7 +184,10 @@ def snapshot_of(
             "arithmetic": arithmetic_of(assembly, environment),
             "probe_loss": loss,
         }
-        return tensors_of(assembly.weights, assembly.optimizer), description
+        tensors = tensors_of(assembly.weights, assembly.optimizer)
+        if islands is not None:
+            tensors, description["outer"] = saved_with(islands, tensors, probe_loss=loss)
+        return tensors, description
 
     return snapshot
 
@@ -214,12 +227,16 @@ def open_feed(
         seed=config.run.seed,
         sequences_per_step=arithmetic.sequences_per_step,
     )
+    layout = assembly.layout
+    group = own_group(layout.islands(), backend="gloo")
+    assert group is not None
     return StepFeed(
         stream,
         planner,
-        rank=environment.rank,
-        data_rank=assembly.layout.data_rank(environment.rank),
-        group=side_group(),
+        data_rank=layout.data_rank(environment.rank),
+        island=layout.island_of(environment.rank),
+        islands=layout.island,
+        group=group,
         first_step=progress.step + 1,
         last_step=config.train.steps,
     )

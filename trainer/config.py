@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from comms.config import CommsConfig
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from trainer.checkpoint.config import CheckpointConfig
@@ -62,11 +63,12 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
 
     global_batch_tokens: int = 8192
-    """Tokens per optimizer step over all ranks; a multiple of data.seq_len."""
+    """Tokens per optimizer step over all ranks, all islands together; a multiple of
+    data.seq_len."""
 
     global_batch_sequences: int = 0
-    """Sequences per optimizer step whatever their lengths, in place of global_batch_tokens; 0 goes
-    by tokens."""
+    """Sequences per optimizer step, all islands together, whatever their lengths, in place of
+    global_batch_tokens; 0 goes by tokens."""
 
     max_tokens_per_device: int = 2048
     """Tokens one rank may hold in a forward and backward; rounds are derived from it."""
@@ -162,9 +164,10 @@ class JobConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    comms: CommsConfig = field(default_factory=CommsConfig)
 
     def __post_init__(self) -> None:
-        for rule in (self._batch_rule, self._context_rule, self._scratch_rule):
+        for rule in (self._batch_rule, self._context_rule, self._scratch_rule, self._island_rule):
             rule()
 
     def _scratch_rule(self) -> None:
@@ -195,6 +198,17 @@ class JobConfig:
                 f"train.max_tokens_per_device={self.train.max_tokens_per_device} is less than one "
                 f"sequence of data.seq_len={seq_len}{longer}; raise it to at least {per_rank}, "
                 "shorten the sequence, or let more ranks hold one (parallel.sp)"
+            )
+
+    def _island_rule(self) -> None:
+        islands, by_count = self.parallel.island, self.train.global_batch_sequences
+        sequences = by_count or self.train.global_batch_tokens // self.data.seq_len
+        if sequences % islands:
+            low, unit = max(sequences // islands, 1) * islands, 1 if by_count else self.data.seq_len
+            key = "train.global_batch_sequences" if by_count else "train.global_batch_tokens"
+            raise ValueError(
+                f"{key} makes {sequences} sequences a step, which parallel.island={islands} cannot "
+                f"share evenly; choose {key}={low * unit} or {(low + islands) * unit}"
             )
 
     def _context_rule(self) -> None:

@@ -35,14 +35,19 @@ class StepWork:
     """Sum of the squared lengths of the step's sequences."""
 
     num_targets: int
-    """Target tokens of the whole step; the losses are divided by it."""
+    """Target tokens of this island's part of the step."""
+
+    divisor: float
+    """What losses are divided by: the target tokens of the whole step, over the number of islands.
+    The mean of the islands' gradients is then that of all tokens, whatever each island has."""
 
 
 class StepFeed:
     """Prepares one step ahead on a thread of its own, in the order in which steps are taken.
 
-    Rank 0 chooses the plan and hands it to the others over `group`, which nothing else uses.
-    All ranks take the same steps in the same order.
+    The first rank of an island chooses the plan of its part of the batch and hands it to the
+    others over `group`, which holds the island's ranks and which nothing else uses. All ranks take
+    the same steps in the same order.
     """
 
     def __init__(
@@ -50,15 +55,17 @@ class StepFeed:
         stream: TokenStream,
         planner: Planner,
         *,
-        rank: int,
         data_rank: int,
+        island: int,
+        islands: int,
         group: dist.ProcessGroup,
         first_step: int,
         last_step: int,
     ) -> None:
         self._stream = stream
         self._planner = planner
-        self._rank = rank
+        self._island = island
+        self._islands = islands
         self._data_rank = data_rank
         self._group = group
         self._last_step = last_step
@@ -82,17 +89,19 @@ class StepFeed:
 
     def _prepare(self, step: int) -> StepWork:
         # Steps count from 1 for people, and from 0 in the stream.
-        sequences = self._stream.sequences(step - 1)
+        batch = self._stream.sequences(step - 1)
+        sequences = batch[self._island :: self._islands]
         plan = self._agreed_plan(step, [s.num_tokens for s in sequences])
         groups = tuple(r.group_of(self._data_rank) for r in plan.rounds)
         return StepWork(
             plan=plan,
             groups=groups,
             batches=tuple(self._batch(group, sequences, plan.padding) for group in groups),
-            num_tokens=sum(s.num_tokens for s in sequences),
-            squared_tokens=sum(s.num_tokens**2 for s in sequences),
+            num_tokens=sum(s.num_tokens for s in batch),
+            squared_tokens=sum(s.num_tokens**2 for s in batch),
             # A step of prompts alone has no target; its loss is then 0 and not 0/0.
             num_targets=max(1, sum(s.num_targets for s in sequences)),
+            divisor=max(1, sum(s.num_targets for s in batch)) / self._islands,
         )
 
     def _batch(
@@ -109,7 +118,7 @@ class StepFeed:
         return whole.share(token_ranges(whole.sequence_ends[-1], group.attention, position))
 
     def _agreed_plan(self, step: int, lengths_tokens: list[int]) -> StepPlan:
-        if self._rank > 0:
+        if self._group.rank() > 0:
             return decode_plan(broadcast_bytes(b"", group=self._group))
         begin_s = time.perf_counter()
         plan = self._planner.choose(step, lengths_tokens)

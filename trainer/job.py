@@ -8,6 +8,7 @@ from comms.ledger import Ledger
 from trainer.assembly import Assembly
 from trainer.elastic import ElasticExperts
 from trainer.feed import StepFeed
+from trainer.islands.exchange import Islands
 from trainer.metrics import Sink, StepReport
 from trainer.planner.protocol import Planner
 from trainer.progress import Progress
@@ -86,6 +87,9 @@ class Job:
     elastic: ElasticExperts | None
     """Moves experts between ranks; None where they stay."""
 
+    islands: Islands | None
+    """The other islands; None where this is all there is."""
+
     ledger: Ledger
     stopwatch: Stopwatch
     listeners: Listeners
@@ -98,5 +102,7 @@ class Job:
         """End threads and flush what is written. Every rank calls it once."""
         self.feed.close()
         self.saver.close()
+        if self.islands is not None:
+            self.islands.close()
         for sink in self.listeners.sinks:
             sink.close()

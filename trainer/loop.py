@@ -27,12 +27,15 @@ def train(job: Job) -> Outcome:
     for step in job.remaining_steps():
         verdict, ended_s = run_step(job, step, ended_s=ended_s)
         refuse_endless_skipping(job, verdict)
+        if job.saver.is_due(step, by_time=verdict.save):
+            publish_rest(job)
         job.saver.save_if_due(step, by_time=verdict.save)
         job.listeners.status.enter("training", step)
         if verdict.stop and step < job.rules.total_steps:
             stopped = True
             break
     job.listeners.status.enter("stopping")
+    publish_rest(job)
     checkpoint = job.saver.finish(job.progress.step)
     return Outcome(
         kind="stopped" if stopped else "finished",
@@ -55,9 +58,10 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     rearrange_experts(job, step, result.verdict)
     now_s = time.perf_counter()
     report = make_report(job, work, result, data_s=data_s, step_s=now_s - ended_s)
-    if job.environment.rank == 0:
+    if job.environment.rank % job.assembly.layout.island_ranks == 0:
         job.planner.observe(report.plan, report.measured)
-    publish(job, report)
+    for told in [report] if job.islands is None else job.islands.settle(report):
+        publish(job, told)
     return result.verdict, now_s
 
 
@@ -118,8 +122,16 @@ def make_report(
         plan=work.plan,
         measured=replace(result.measured, data_s=data_s),
         bytes_sent=result.bytes_sent,
+        islands=result.islands,
         movement=job.assembly.optimizer.movement if verdict.commit else None,
     )
+
+
+def publish_rest(job: Job) -> None:
+    """Publish what waits for news of other islands: no checkpoint is ahead of the metrics."""
+    if job.islands is not None:
+        for report in job.islands.settle_all():
+            publish(job, report)
 
 
 def publish(job: Job, report: StepReport) -> None:
@@ -138,9 +150,16 @@ def refuse_endless_skipping(job: Job, verdict: Verdict) -> None:
     cause = "the summed gradient is not finite"
     if verdict.bad_ranks:
         cause = f"the loss is not finite on ranks {list(verdict.bad_ranks)}"
-    if job.environment.rank == 0:
+    rank, layout = job.environment.rank, job.assembly.layout
+    if rank % layout.island_ranks == 0:
+        where = {} if job.islands is None else {"island": job.islands.index}
         append_event(
-            job.folder.events, now_s=time.time(), kind="numeric_fault", step=step, cause=cause
+            job.folder.events,
+            now_s=time.time(),
+            kind="numeric_fault",
+            step=step,
+            cause=cause,
+            **where,
         )
     if job.progress.skipped_in_row > job.rules.max_skipped_steps:
         raise NumericError(

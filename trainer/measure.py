@@ -24,9 +24,11 @@ _UPDATE_PARAMETERS = 1_000_000
 _LINK_FLOATS = 262_144
 
 
-def measure_hardware(device: torch.device, *, ranks_per_host: int) -> Hardware:
-    """Measure matrix products, an AdamW update, an all-reduce and links between pairs of ranks. All
-    ranks call it together."""
+def measure_hardware(
+    device: torch.device, *, ranks_per_host: int, group: dist.ProcessGroup | None = None
+) -> Hardware:
+    """Measure matrix products, an AdamW update, an all-reduce and links between pairs of ranks of
+    `group`, the default one where there is none. All ranks call it together."""
     # The same number everywhere: MFU must not depend on which rank happened to be disturbed.
     peaks = torch.tensor(_peak_flops_per_s(device), dtype=torch.float64)
     dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
@@ -36,19 +38,21 @@ def measure_hardware(device: torch.device, *, ranks_per_host: int) -> Hardware:
         # A rough start: the first steps correct it.
         flops_per_s=0.5 * peak,
         update_parameters_per_s=_update_parameters_per_s(device),
-        link_bytes_per_s=_link_bytes_per_s(device),
-        links=measure_links(device, ranks_per_host=ranks_per_host),
+        link_bytes_per_s=_link_bytes_per_s(device, group),
+        links=measure_links(device, ranks_per_host=ranks_per_host, group=group),
     )
 
 
-def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
+def measure_links(
+    device: torch.device, *, ranks_per_host: int, group: dist.ProcessGroup | None = None
+) -> Links | None:
     """Rates inside a host and between hosts, alone and with all ranks of a host at once. None for
-    a single rank. All ranks call it together, with the same `ranks_per_host`; neighbours in rank
-    share hosts.
+    a single rank. All ranks of `group` call it together, with the same `ranks_per_host`;
+    neighbours in rank share hosts.
 
     Every rank sends to and receives from one partner; the slowest pair counts.
     """
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     if ranks == 1:
         return None
     inside = min(ranks_per_host, ranks)
@@ -57,14 +61,14 @@ def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
     has_near = inside > 1 and near < ranks and near // inside == rank // inside
     # Without a device, the copies of a transfer take the cores that compute.
     overlap = 1.0 if device.type == "cuda" or ranks > inside else 0.0
-    inside_rate = _pair_bytes_per_s(device, near if has_near else None)
+    inside_rate = _pair_bytes_per_s(device, near if has_near else None, group)
     if ranks <= inside:
         return Links(
             inside_bytes_per_s=inside_rate, between_bytes_per_s=inside_rate, overlap=overlap
         )
     has_far = 0 <= far < ranks
-    together = _pair_bytes_per_s(device, far if has_far else None)
-    alone = _pair_bytes_per_s(device, far if has_far and rank % inside == 0 else None)
+    together = _pair_bytes_per_s(device, far if has_far else None, group)
+    alone = _pair_bytes_per_s(device, far if has_far and rank % inside == 0 else None, group)
     return Links(
         inside_bytes_per_s=inside_rate if inside > 1 else alone,
         between_bytes_per_s=alone,
@@ -73,21 +77,23 @@ def measure_links(device: torch.device, *, ranks_per_host: int) -> Links | None:
     )
 
 
-def _pair_bytes_per_s(device: torch.device, partner: int | None) -> float:
+def _pair_bytes_per_s(
+    device: torch.device, partner: int | None, group: dist.ProcessGroup | None
+) -> float:
     """Bytes per second that the slowest rank with a partner sends while it receives as many."""
     mine, theirs = (torch.zeros(_LINK_FLOATS, device=device) for _ in range(2))
 
     def exchange() -> None:
         if partner is None:
             return
-        sent = dist.P2POp(dist.isend, mine, partner)
-        received = dist.P2POp(dist.irecv, theirs, partner)
+        sent = dist.P2POp(dist.isend, mine, group=group, group_peer=partner)
+        received = dist.P2POp(dist.irecv, theirs, group=group, group_peer=partner)
         for work in dist.batch_isend_irecv([sent, received]):
             work.wait()
 
     seconds = _fastest_s(exchange, device, repeats=3) if partner is not None else 0.0
     slowest = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)
     return 4 * _LINK_FLOATS / max(slowest.item(), 1e-9)
 
 
@@ -113,10 +119,10 @@ def _update_parameters_per_s(device: torch.device) -> float:
     return _UPDATE_PARAMETERS / _fastest_s(optimizer.step, device, repeats=4)
 
 
-def _link_bytes_per_s(device: torch.device) -> float:
-    ranks = dist.get_world_size()
+def _link_bytes_per_s(device: torch.device, group: dist.ProcessGroup | None) -> float:
+    ranks = dist.get_world_size(group)
     payload = torch.zeros(_LINK_FLOATS, device=device)
-    seconds = _fastest_s(lambda: dist.all_reduce(payload), device, repeats=4)
+    seconds = _fastest_s(lambda: dist.all_reduce(payload, group=group), device, repeats=4)
     return max(all_reduce_bytes(4 * _LINK_FLOATS, ranks), 1) / seconds
 
 

@@ -10,8 +10,23 @@ from trainer.run_folder import append_line
 
 
 @dataclass(frozen=True, kw_only=True)
+class IslandFigures:
+    """Of one step of several islands."""
+
+    loss_gap: float
+    """Largest less smallest loss of an island."""
+
+    wait_s: float
+    """Seconds this rank waited for other islands."""
+
+    sent_bytes: int
+    """What this rank sent to other islands."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Everything measured in one step; the same on every rank but for memory."""
+    """Everything measured in one step; the same on every rank of an island but for memory. Rank 0
+    reports the losses of all islands, and for the rest those of its own."""
 
     step: int
     """Optimizer steps done, this one included."""
@@ -64,6 +79,9 @@ class StepReport:
     movement: Movement | None = None
     """What the optimizer moved between memory, disk and device; None where its states stay."""
 
+    islands: IslandFigures | None = None
+    """None where there is one."""
+
     @property
     def tokens_per_s(self) -> float:
         """Input tokens per second, all ranks together."""
@@ -91,6 +109,17 @@ class StepReport:
             "dropped_share": self.dropped_share,
             "skipped": self.skipped,
             **self._movement_record(),
+            **self._island_record(),
+        }
+
+    def _island_record(self) -> dict[str, float]:
+        figures = self.islands
+        if figures is None:
+            return {}
+        return {
+            "island_loss_gap": figures.loss_gap,
+            "island_wait_s": figures.wait_s,
+            "island_sent_bytes": figures.sent_bytes,
         }
 
     def _movement_record(self) -> dict[str, float]:
@@ -119,6 +148,7 @@ class StepReport:
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,
             "compression": plan.compression,
+            "outer": None if plan.outer is None else asdict(plan.outer),
             "predicted": asdict(plan.predicted),
             "measured": asdict(self.measured),
             "bytes": {

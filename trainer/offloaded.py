@@ -97,7 +97,7 @@ class OffloadedAdamW:
     def moments_to_fill(self) -> dict[str, Tensor]:
         """New tensors in host memory, eight bytes per parameter of this rank."""
         return {
-            moment_name(moment, name): _host_zeros_like(parameter)
+            moment_name(moment, name): host_zeros_like(parameter)
             for name, parameter in self._named.items()
             for moment in MOMENTS
         }
@@ -150,13 +150,13 @@ def _disk_watched(what: str) -> Iterator[None]:
         ) from error
 
 
-def _host_zeros_like(parameter: nn.Parameter) -> Tensor:
+def host_zeros_like(parameter: nn.Parameter) -> Tensor:
     """fp32 zeros in host memory, distributed as the parameter is."""
     if not isinstance(parameter, DTensor):
         return torch.zeros(parameter.shape)
     return DTensor.from_local(
         torch.zeros(parameter.to_local().shape),
-        _host_mesh(parameter.device_mesh),
+        host_mesh(parameter.device_mesh),
         parameter.placements,
         run_check=False,
         shape=parameter.shape,
@@ -164,7 +164,7 @@ def _host_zeros_like(parameter: nn.Parameter) -> Tensor:
     )
 
 
-def _host_mesh(mesh: DeviceMesh) -> DeviceMesh:
+def host_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The same ranks in the same places, for tensors in host memory; nothing is sent over it."""
     if mesh.device_type == "cpu":
         return mesh

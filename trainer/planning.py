@@ -7,6 +7,7 @@ from comms.groups import device_of
 from trainer.assembly import Assembly
 from trainer.config import JobConfig
 from trainer.data.corpus import packing_of
+from trainer.islands.exchange import Islands
 from trainer.measure import measure_hardware
 from trainer.model.config import Architecture
 from trainer.model.size import parameter_count, parameter_shapes, step_flops
@@ -14,6 +15,7 @@ from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import AttentionShape, ModelCost
 from trainer.planner.fixed import FixedPlanner
 from trainer.planner.groups import GroupPlanner
+from trainer.planner.outer import IslandPlanner, OuterCosts
 from trainer.planner.placed import PlacedPlanner
 from trainer.planner.plan import Activation
 from trainer.planner.protocol import Planner
@@ -25,16 +27,26 @@ def build_planner(
     environment: RankEnvironment,
     assembly: Assembly,
     arithmetic: BatchArithmetic,
+    islands: Islands | None = None,
 ) -> Planner:
-    """The planner with this machine's rates. All ranks call it: links are measured together.
+    """The planner of this rank's island, with its machines' rates. All ranks call it: links are
+    measured together.
 
     Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
     """
     planner = _assigning_planner(config, environment, assembly, arithmetic)
     optimizer = assembly.optimizer
-    if optimizer.placement == "device":
+    if optimizer.placement != "device":
+        planner = PlacedPlanner(planner, optimizer=optimizer.placement, share=optimizer.share)
+    if islands is None:
         return planner
-    return PlacedPlanner(planner, optimizer=optimizer.placement, share=optimizer.share)
+    costs = OuterCosts(
+        schedule=islands.schedule,
+        sent_bytes=islands.sent_bytes(),
+        bytes_per_s=islands.bytes_per_s,
+        first_step=islands.first_step,
+    )
+    return IslandPlanner(planner, costs)
 
 
 def _assigning_planner(
@@ -44,7 +56,9 @@ def _assigning_planner(
     arithmetic: BatchArithmetic,
 ) -> Planner:
     cost = model_cost(config, assembly)
-    hardware = measure_hardware(device_of(environment), ranks_per_host=assembly.ranks_per_host)
+    hardware = measure_hardware(
+        device_of(environment), ranks_per_host=assembly.ranks_per_host, group=assembly.group
+    )
     activation: Activation = "recompute" if config.train.recompute else "keep"
     if config.parallel.sp == 1 and packing_of(config.data) != "single":
         return FixedPlanner(

@@ -30,13 +30,13 @@ def probe_batch(vocab_size: int) -> Batch:
 
 @torch.no_grad()
 def probe_loss(assembly: Assembly, environment: RankEnvironment) -> float:
-    """Mean loss of the probe batch. All ranks call it, and all get the same number."""
+    """Mean loss of the probe batch. All ranks of an island call it, and get the same number."""
     batch = probe_batch(assembly.architecture.vocab_size).to(device_of(environment))
     loss = assembly.rounds.evaluate(batch).loss_sum
     if assembly.layout.pp > 1:
         # Only the last stage has a loss; on the others it is zero.
         loss = loss.cpu()
-        dist.all_reduce(loss, op=dist.ReduceOp.MAX)
+        dist.all_reduce(loss, op=dist.ReduceOp.MAX, group=assembly.group)
     for module in assembly.weights.fsdp_modules():
         # No backward follows that would free what was gathered.
         module.reshard()

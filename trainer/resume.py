@@ -12,9 +12,11 @@ from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes
 from trainer.assembly import Assembly
 from trainer.checkpoint.folder import set_aside_later
-from trainer.checkpoint.loading import Loaded, load
+from trainer.checkpoint.loading import Loaded, choose_loadable
 from trainer.checkpoint.proof import Precision, check_same_loss
 from trainer.checkpoint.resume import decide_resume, drop_later_steps
+from trainer.islands.checkpoints import LoadedIsland, load_island
+from trainer.islands.exchange import Islands
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder, append_event
@@ -38,8 +40,12 @@ def restore(
     group: dist.ProcessGroup,
     assembly: Assembly,
     cursor: dict[str, Any],
+    islands: Islands | None = None,
 ) -> Restored | None:
     """Load the newest loadable checkpoint that `run.resume` allows; None starts afresh.
+
+    Islands go on where they were. Another number of them than the checkpoint's starts from the
+    parameters that all had agreed on, which is noted as an event.
 
     All ranks call it. Raises RecipeError where the checkpoint does not fit the recipe, DataError
     where none can be loaded, NumericError where the loss of the probe batch is another one than
@@ -50,16 +56,28 @@ def restore(
         _drop_lines(folder, environment, 0)
         return None
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    loaded = load(tensors, candidates, group)
+    found = load_island(tensors, choose_loadable(candidates, group), group, islands)
+    loaded = found.loaded
     assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
     assembly.optimizer.restored(tensors, loaded.meta["updates"])
     del tensors
-    _prove(loaded, assembly, environment)
+    if islands is not None and found.kind != "same":
+        islands.start_from(loaded.step)
+    _prove(found, assembly, environment)
     if environment.rank == 0 and mode not in ("auto", "must"):
         _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
+    if environment.rank == 0 and found.stored != assembly.layout.island:
+        append_event(
+            folder.events,
+            now_s=time.time(),
+            kind="islands_changed",
+            step=loaded.step,
+            before=found.stored,
+            now=assembly.layout.island,
+        )
     progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"])
     return Restored(progress=progress, path=loaded.path)
 
@@ -75,12 +93,14 @@ def _agreed_candidates(
     return [Path(path) for path in json.loads(broadcast_bytes(payload, group=group))]
 
 
-def _prove(loaded: Loaded, assembly: Assembly, environment: RankEnvironment) -> None:
-    meta = loaded.meta
+def _prove(found: LoadedIsland, assembly: Assembly, environment: RankEnvironment) -> None:
+    if found.probe_loss is None:
+        return
+    meta = found.loaded.meta
     dtypes = (meta["arithmetic"]["dtype"], str(assembly.dtype))
     precision: Precision = "bf16" if any("bfloat16" in dtype for dtype in dtypes) else "fp32"
     check_same_loss(
-        meta["probe_loss"],
+        found.probe_loss,
         probe_loss(assembly, environment),
         same_layout=(meta["layout"], meta["arithmetic"])
         == (asdict(assembly.layout), arithmetic_of(assembly, environment)),

@@ -50,6 +50,10 @@ class Saver:
         """Whether this rank's clock asks for a checkpoint; the vote makes ranks agree."""
         return 0 < self._interval_s <= time.monotonic() - self._saved_at_s
 
+    def is_due(self, step: int, *, by_time: bool) -> bool:
+        """Whether `save_if_due` will save."""
+        return by_time or (self._interval_steps > 0 and step % self._interval_steps == 0)
+
     def rehearse(self, step: int) -> None:
         """Save before the first step and wait: a save that fails should cost a minute.
 
@@ -67,8 +71,7 @@ class Saver:
     def save_if_due(self, step: int, *, by_time: bool) -> None:
         """Called after every step with what the vote said about time."""
         self._settle(self._checkpointer.poll(), fatal=False)
-        by_steps = self._interval_steps > 0 and step % self._interval_steps == 0
-        if by_steps or by_time:
+        if self.is_due(step, by_time=by_time):
             self._begin(step)
 
     def finish(self, step: int) -> Path | None:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from comms.groups import device_of
 from trainer.feed import StepWork
+from trainer.islands.stepping import exchange_outer
 from trainer.job import Job
+from trainer.metrics import IslandFigures
 from trainer.planner.plan import StepPlan, Terms
 from trainer.vote import Ballot, Verdict, vote
 
@@ -19,22 +21,26 @@ class StepResult:
     """data_s is left at zero: the loop knows it."""
 
     bytes_sent: dict[str, int]
+    islands: IslandFigures | None
+    """None where there is one island. The gap of losses is known some steps later."""
 
 
 def train_step(job: Job, work: StepWork) -> StepResult:
     """Train on one global batch. All ranks call it with the same plan.
 
     Losses are sums divided by the step's global target count, so neither ranks nor rounds change
-    the gradient. The update is made only if all ranks find losses and gradients finite.
+    the gradient. The update is made only if all ranks of the island find losses and gradients
+    finite; what islands exchange goes on either way, or they would lose step.
     """
     step, layout = work.plan.step, job.assembly.layout
+    heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)
     job.assembly.weights.model.recompute = work.plan.activation == "recompute"
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
     parts = job.assembly.rounds.train(
         [batch.to(device_of(job.environment)) for batch in work.batches],
         [job.assembly.sharing(group) for group in work.groups],
-        divisor=work.num_targets,
+        divisor=work.divisor,
     )
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
@@ -49,17 +55,24 @@ def train_step(job: Job, work: StepWork) -> StepResult:
             save=job.saver.due_by_time(),
             expert_load=parts.expert_load / layout.tp,
             dropped=float(parts.dropped) / layout.tp,
+            heard_stop=heard_stop,
+            heard_save=heard_save,
         ),
-        rank=job.environment.rank,
-        world_size=job.environment.world_size,
+        rank=job.environment.rank % layout.island_ranks,
+        world_size=layout.island_ranks,
+        first_rank=layout.island_of(job.environment.rank) * layout.island_ranks,
+        group=job.assembly.group,
     )
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
     if verdict.commit:
         _update(job, work.plan, verdict, rate)
+    merge_wait_s = 0.0
+    if job.islands is not None:
+        verdict, merge_wait_s = exchange_outer(job, job.islands, work, verdict)
     job.assembly.gradients.zero()
     job.stopwatch.mark("updated")
-    return _result(job, verdict, rate)
+    return _result(job, verdict, rate, merge_wait_s)
 
 
 def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
@@ -75,8 +88,9 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
         )
 
 
-def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
+def _result(job: Job, verdict: Verdict, rate: float, merge_wait_s: float) -> StepResult:
     bytes_sent, waited_s = job.ledger.take()
+    outer_bytes, islands_s = ({}, 0.0) if job.islands is None else job.islands.ledger.take()
     watch = job.stopwatch
     return StepResult(
         verdict=verdict,
@@ -84,8 +98,12 @@ def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
         measured=Terms(
             compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s),
             communication_s=waited_s,
-            update_s=watch.seconds("voted", "updated"),
+            update_s=max(0.0, watch.seconds("voted", "updated") - merge_wait_s),
             bubble_s=watch.seconds("summed", "voted"),
+            islands_s=islands_s,
         ),
-        bytes_sent=bytes_sent,
+        bytes_sent={**bytes_sent, **outer_bytes},
+        islands=None
+        if job.islands is None
+        else IslandFigures(loss_gap=0.0, wait_s=islands_s, sent_bytes=sum(outer_bytes.values())),
     )

@@ -1,4 +1,5 @@
-"""One small all-reduce per step by which all ranks agree what happened and what comes next."""
+"""One small all-reduce per step by which the ranks of an island agree what happened, and what comes
+next."""
 
 import math
 from dataclasses import dataclass
@@ -32,10 +33,14 @@ class Ballot:
     dropped: float = 0.0
     """Of these, tokens that experts had no room for."""
 
+    heard_stop: bool = False
+    heard_save: bool = False
+    """What the first rank of an island heard from all islands; False elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The same on every rank."""
+    """The same on every rank of an island."""
 
     loss_sum: float
     aux_sum: float
@@ -48,6 +53,10 @@ class Verdict:
     dropped: float
     """Of these assignments, those that experts had no room for."""
 
+    heard_stop: bool
+    heard_save: bool
+    """What all islands agreed on some steps ago; False where there is one."""
+
     bad_ranks: tuple[int, ...]
     """Ranks whose own losses are not finite; none where only the summed gradient is not."""
 
@@ -57,8 +66,17 @@ class Verdict:
         return math.isfinite(self.loss_sum + self.aux_sum) and math.isfinite(self.grad_norm)
 
 
-def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
-    """Add up all ballots. Every rank calls it once per step, after gradients are summed.
+def vote(
+    ballot: Ballot,
+    *,
+    rank: int,
+    world_size: int,
+    first_rank: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> Verdict:
+    """Add up the ballots of an island: of `group`, where this is `rank` of `world_size` and
+    `first_rank` the world rank of the first. Every rank of it calls it once per step, after
+    gradients are summed. `group` carries CPU tensors; None is the default one.
 
     Raises RuntimeError where ranks are not at the same step: then their collectives no longer
     belong together, and nothing computed since can be trusted.
@@ -73,6 +91,8 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
             float(ballot.step),
             float(ballot.step) ** 2,
             ballot.dropped,
+            float(ballot.heard_stop),
+            float(ballot.heard_save),
         ],
         dtype=torch.float64,
     )
@@ -82,15 +102,14 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
     load = ballot.expert_load.to("cpu", torch.float64)
     urn = torch.cat([scalars, health, load.flatten()])
     if world_size > 1:
-        dist.all_reduce(urn)
+        dist.all_reduce(urn, group=group)
     scalar_count = scalars.numel()
-    loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped = urn[
-        :scalar_count
-    ].tolist()
+    sums = urn[:scalar_count].tolist()
+    loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped, *heard = sums
     if steps != world_size * ballot.step or squares != world_size * ballot.step**2:
         raise RuntimeError(
-            f"ranks disagree on the step: rank {rank} is at {ballot.step}, the mean is "
-            f"{steps / world_size}"
+            f"ranks disagree on the step: rank {first_rank + rank} is at {ballot.step}, the mean "
+            f"is {steps / world_size}"
         )
     return Verdict(
         loss_sum=loss_sum,
@@ -100,5 +119,9 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
         save=save > 0,
         expert_load=urn[scalar_count + world_size :].view(load.shape).float(),
         dropped=dropped,
-        bad_ranks=tuple(r for r in range(world_size) if urn[scalar_count + r].item() > 0),
+        heard_stop=heard[0] > 0,
+        heard_save=heard[1] > 0,
+        bad_ranks=tuple(
+            first_rank + r for r in range(world_size) if urn[scalar_count + r].item() > 0
+        ),
     )

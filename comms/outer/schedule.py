@@ -5,7 +5,8 @@ Guarantees, each asserted in tests/comms/outer/test_schedule.py:
 - it is merged `overlap_steps` steps later, before the next one leaves: one at most is under way;
 - which fragment an exchange carries depends on the number of exchanges alone, so islands of
   different speed agree on it, whatever their `every`;
-- what does not fit is refused with values that do.
+- what does not fit is refused with values that do;
+- the most fragments that fit are found.
 """
 
 import itertools
@@ -74,6 +75,20 @@ class OuterSchedule:
 def schedule_of(config: DilocoConfig, fragments: int) -> OuterSchedule:
     """The schedule of a configuration. Raises ValueError where it does not fit the fragments."""
     return OuterSchedule(config.every, config.overlap_steps, fragments)
+
+
+MOST_FRAGMENTS = 8
+"""More parts make smaller messages, whose latency then counts; the peak has long fallen."""
+
+
+def most_fragments(config: DilocoConfig, blocks: int) -> int:
+    """The most fragments of up to so many blocks whose period the overlap fits into; 1 at least."""
+    fitting = [
+        n
+        for n in range(1, min(blocks, MOST_FRAGMENTS) + 1)
+        if config.every % n == 0 and config.overlap_steps < config.every // n
+    ]
+    return max(fitting, default=1)
 
 
 def peak_bytes_per_s(message_bytes: Sequence[int], overlap_steps: int, step_s: float) -> float:

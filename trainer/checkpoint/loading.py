@@ -8,7 +8,7 @@ Guarantees, each asserted in tests/trainer/checkpoint/test_loading.py:
 - whatever the number of ranks and the placements, every element is the one that was saved.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -66,10 +66,21 @@ def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -
     All ranks of `group`, which carries CPU tensors, call it; rank 0's candidates count. Raises
     RecipeError where the checkpoint is of another model, DataError where none can be loaded.
     """
-    chosen = choose_loadable(candidates, group)
+    return load_chosen(state, choose_loadable(candidates, group), group)
+
+
+def load_chosen(
+    state: State,
+    chosen: Chosen,
+    group: ProcessGroup | None,
+    *,
+    spare: Callable[[str], bool] = lambda name: False,
+) -> Loaded:
+    """As `load`, from a checkpoint that was chosen. It may have `spare` tensors that no rank asks
+    for."""
     path, manifest = chosen.path, chosen.manifest
     outlines = agree_all(group, f"comparing with {path.name}", lambda: outline_of(state))
-    problems = differences(joined_outline(outlines), manifest)
+    problems = differences(joined_outline(outlines), manifest, spare)
     if problems:
         raise RecipeError(
             f"{path} is a checkpoint of another model: {'; '.join(problems)}. "
@@ -122,11 +133,14 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         raise DataError(f"{path} cannot be read: {describe(error)}") from error
 
 
-def differences(outline: Outline, manifest: Manifest) -> list[str]:
-    """How the tensors of all ranks differ from the checkpoint, with some examples."""
+def differences(
+    outline: Outline, manifest: Manifest, spare: Callable[[str], bool] = lambda name: False
+) -> list[str]:
+    """How the tensors of all ranks differ from the checkpoint, with some examples. Names that are
+    `spare` may be there and not asked for."""
     stored = manifest.tensors
     missing = [name for name in outline if name not in stored]
-    extra = [name for name in stored if name not in outline]
+    extra = [name for name in stored if name not in outline and not spare(name)]
     reshaped = [
         f"{name} is {_form(entry.dtype, entry.shape)} in the checkpoint and "
         f"{_form(*outline[name])} here"

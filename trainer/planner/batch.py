@@ -13,7 +13,10 @@ class BatchArithmetic:
     seq_len: int
     max_tokens_per_device: int
     data_ranks: int
-    """Ranks that see different tokens."""
+    """Ranks of an island that see different tokens."""
+
+    islands: int = 1
+    """Equal parts of every step, each for ranks of its own."""
 
     global_batch_sequences: int = 0
     """Packed sequences of one step, whatever their lengths; 0 derives them from the tokens."""
@@ -23,8 +26,13 @@ class BatchArithmetic:
 
     @property
     def sequences_per_step(self) -> int:
-        """Packed sequences of one optimizer step, over all ranks."""
+        """Packed sequences of one optimizer step, over all ranks of all islands."""
         return self.global_batch_sequences or self.global_batch_tokens // self.seq_len
+
+    @property
+    def sequences_per_island(self) -> int:
+        """Of these, those of one island."""
+        return self.sequences_per_step // self.islands
 
     @property
     def sequences_per_device(self) -> int:
@@ -42,16 +50,16 @@ class BatchArithmetic:
         chosen for every round, as many as full sequences need."""
         if self.group_size == 0:
             room = self.data_ranks * self.max_tokens_per_device
-            return max(1, -(-self.sequences_per_step * self.seq_len // room))
-        most_per_group = -(-self.sequences_per_step // self.groups)
+            return max(1, -(-self.sequences_per_island * self.seq_len // room))
+        most_per_group = -(-self.sequences_per_island // self.groups)
         return -(-most_per_group // self.sequences_per_device)
 
     @property
     def idle_slots(self) -> int:
-        """Group-rounds of one step in which a group has no sequence."""
+        """Group-rounds of one step of an island in which a group has no sequence."""
         if self.group_size == 0:
             return 0
-        even, extra = divmod(self.sequences_per_step, self.groups)
+        even, extra = divmod(self.sequences_per_island, self.groups)
         busy = 0
         for group in range(self.groups):
             busy += -(-(even + (group < extra)) // self.sequences_per_device)
@@ -66,6 +74,8 @@ class BatchArithmetic:
                 f"{self.global_batch_tokens:,} tokens per step = {self.sequences_per_step} "
                 f"sequences × {self.seq_len}"
             )
+        if self.islands > 1:
+            batch += f", {self.sequences_per_island} on each of {self.islands} islands"
         if self.group_size == 0:
             return (
                 f"{batch}; {self.data_ranks} ranks × up to {self.max_tokens_per_device} tokens, in "
@@ -90,6 +100,7 @@ def batch_of(job: JobConfig, num_ranks: int) -> BatchArithmetic:
         global_batch_sequences=job.train.global_batch_sequences,
         seq_len=job.data.seq_len,
         max_tokens_per_device=job.train.max_tokens_per_device,
-        data_ranks=num_ranks // (pp * tp),
+        data_ranks=num_ranks // (parallel.island * pp * tp),
+        islands=parallel.island,
         group_size=0 if parallel.sp == "auto" else parallel.sp,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from parallel.layout import Layout
 from parallel.sequence.stretches import AttentionScheme
-from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
+from trainer.planner.plan import OuterPlan, Round, SequenceGroup, StepPlan, Terms
 
 
 def encode_plan(plan: StepPlan) -> bytes:
@@ -26,6 +26,7 @@ def decode_plan(payload: bytes) -> StepPlan:
             **fields,
             "layout": Layout(**fields["layout"]),
             "rounds": tuple(_round(r) for r in fields["rounds"]),
+            "outer": None if fields["outer"] is None else OuterPlan(**fields["outer"]),
             "predicted": Terms(**fields["predicted"]),
             "reasons": tuple(fields["reasons"]),
         }

@@ -44,6 +44,9 @@ class Terms:
     data_s: float = 0.0
     """Waiting for the next batch."""
 
+    islands_s: float = 0.0
+    """Waiting for other islands."""
+
     @property
     def total_s(self) -> float:
         """Sum of all terms."""
@@ -87,6 +90,20 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OuterPlan:
+    """What islands exchange around one step."""
+
+    sends: int | None = None
+    """The fragment that leaves after this step's update, if any."""
+
+    merges: int | None = None
+    """The fragment that is waited for and merged after it."""
+
+    sent_bytes: int = 0
+    """What each rank sends of the fragment that leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """Everything that may differ from step to step. A plan never changes the gradient."""
 
@@ -103,6 +120,9 @@ class StepPlan:
     the rates that each rank measures."""
 
     compression: str = "none"
+    outer: OuterPlan | None = None
+    """What is exchanged with other islands; None where there is one."""
+
     predicted: Terms = Terms()
     reasons: tuple[str, ...] = ()
     """Why these choices, a sentence each."""

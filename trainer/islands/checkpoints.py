@@ -1,0 +1,129 @@
+"""Put an island into a checkpoint, and take it out again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from trainer.checkpoint.loading import Chosen, Loaded, load_chosen
+from trainer.errors import RecipeError
+from trainer.islands.exchange import Islands, schedule_record
+from trainer.islands.saved import (
+    Kind,
+    OuterSlots,
+    kind_of,
+    outer_slots,
+    outer_tensors,
+    own_name,
+    passed_over,
+    prefix_of,
+)
+
+_PROBE = "probe_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedIsland:
+    """What a checkpoint had for this rank's island."""
+
+    loaded: Loaded
+    kind: Kind
+    stored: int
+    """Islands of the checkpoint."""
+
+    probe_loss: float | None
+    """Of the weights that were loaded; None where they were never probed."""
+
+
+def saved_with(
+    islands: Islands, tensors: Mapping[str, Tensor], *, probe_loss: float
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """What a checkpoint holds of this rank, and what it says of the exchanges.
+
+    `tensors` are this island's own, as a run without islands would save them.
+    """
+    state = islands.outer.state_dict()
+    prefix = prefix_of(islands.index)
+    found = {prefix + name: tensor for name, tensor in tensors.items()}
+    found[prefix + _PROBE] = torch.tensor(probe_loss, dtype=torch.float64)
+    if islands.index == 0:
+        found |= {name: tensors[name] for name in _buffers(islands, tensors)}
+    return found | outer_tensors(state, islands.parameters), islands.description(state)
+
+
+def load_island(
+    tensors: Mapping[str, Tensor], chosen: Chosen, group: ProcessGroup, islands: Islands | None
+) -> LoadedIsland:
+    """Fill this island's own `tensors` from a checkpoint of any number of islands, and its outer
+    state from one of the same number. All ranks call it.
+
+    Raises RecipeError where the checkpoint is of another model, or exchanges go by another schedule
+    than those in it; DataError where it cannot be read.
+    """
+    meta = chosen.manifest.meta
+    stored = meta["layout"].get("island", 1)
+    index, now = (0, 1) if islands is None else (islands.index, islands.layout.island)
+    kind = kind_of(stored, now)
+    state = {own_name(name, kind, index): tensor for name, tensor in tensors.items()}
+    probe = torch.zeros((), dtype=torch.float64)
+    slots: OuterSlots | None = None
+    buffers: set[str] = set()
+    if kind == "same":
+        assert islands is not None
+        _require_same_schedule(meta["outer"]["schedule"], islands)
+        slots = outer_slots(islands.parameters, _flying(meta["outer"]["flight"], islands))
+        buffers = _buffers(islands, tensors)
+        state = {**state, **slots.tensors, prefix_of(index) + _PROBE: probe}
+    loaded = load_chosen(state, chosen, group, spare=passed_over(kind, buffers))
+    if islands is not None and slots is not None:
+        _resume(islands, slots, meta["outer"])
+    return LoadedIsland(
+        loaded=loaded,
+        kind=kind,
+        stored=stored,
+        probe_loss=_probe_loss(kind, meta, float(probe)),
+    )
+
+
+def _resume(islands: Islands, slots: OuterSlots, description: Mapping[str, Any]) -> None:
+    flight = description["flight"]
+    if flight is not None:
+        number, _, *marks = flight
+        # Rank 0 described it, which has the first place.
+        flight = [number, islands.index, *marks]
+    islands.outer.load_state_dict(slots.state(description["counts"], flight))
+    islands.first_step = description["first_step"]
+
+
+def _probe_loss(kind: Kind, meta: Mapping[str, Any], own: float) -> float | None:
+    if kind == "gathered":
+        return None
+    loss: float = own if kind == "same" else meta["probe_loss"]
+    return loss
+
+
+def _flying(flight: list[int] | None, islands: Islands) -> set[str]:
+    return set() if flight is None else set(islands.fragments[flight[0]])
+
+
+def _buffers(islands: Islands, tensors: Mapping[str, Tensor]) -> set[str]:
+    parameters = {f"model.{name}" for name in islands.parameters}
+    return {name for name in tensors if name.startswith("model.")} - parameters
+
+
+def _require_same_schedule(stored: Mapping[str, int], islands: Islands) -> None:
+    now = schedule_record(islands.schedule)
+    changed = [
+        f"{name}: {stored[name]} in the checkpoint, {now[name]} now"
+        for name in now
+        if stored[name] != now[name]
+    ]
+    if changed:
+        raise RecipeError(
+            "the checkpoint's exchanges between islands do not fit this recipe "
+            f"({'; '.join(changed)}). Restore these keys of comms.island, or start a new run from "
+            "exported weights (braid export, then model.path)"
+        )

@@ -1,0 +1,168 @@
+"""This rank's island among the others: what it exchanges with them, and what it hears of them.
+
+Guarantees, each asserted in tests/invariants/test_islands.py:
+- exchanging after every step, at once and in full, is data parallelism;
+- a run that stops, in mid-exchange too, goes on bitwise;
+- a step that is not finite on one island is skipped there alone;
+- an island that is lost ends the run, and is named.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from comms.ledger import Ledger
+from comms.outer.diloco import Merged, StreamingDiloco
+from comms.outer.link import IslandLostError
+from comms.outer.saved import COUNTS, FLIGHT
+from comms.outer.schedule import OuterSchedule
+from parallel.layout import Layout
+from trainer.errors import InfrastructureError
+from trainer.islands.news import LAG_STEPS, NEWS_BYTES, News, Newswire
+from trainer.islands.saved import fresh_state
+from trainer.metrics import StepReport
+
+
+@dataclass(kw_only=True)
+class Islands:
+    """Of one rank. All ranks of all islands call each method alike, in every step."""
+
+    layout: Layout
+    index: int
+    """Which island this is."""
+
+    outer: StreamingDiloco
+    schedule: OuterSchedule
+    fragments: Sequence[dict[str, Tensor]]
+    """This rank's parameters by name, those that travel together."""
+
+    wire: Newswire | None
+    """On the first rank of the island alone."""
+
+    ledger: Ledger
+    """Of what goes between islands, and of waiting for them."""
+
+    bytes_per_s: float
+    """Between islands, of a rank while all others send; measured at start."""
+
+    first_step: int = 0
+    """The step that the present exchanges began after."""
+
+    _waiting: list[StepReport] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Of all fragments."""
+        return {name: p for fragment in self.fragments for name, p in fragment.items()}
+
+    def asked(self, step: int) -> tuple[bool, bool]:
+        """What the islands asked for some steps ago, to stop and to save; False on ranks that do
+        not take part, which hear of it in the vote."""
+        if self.wire is None:
+            return False, False
+        with self._reachable(step), self.ledger.waiting():
+            return self.wire.asked(step)
+
+    def tell(self, news: News) -> None:
+        """Let the others know of this island's step."""
+        if self.wire is not None:
+            self.ledger.sent("island", "news", NEWS_BYTES * (self.layout.island - 1))
+            self.wire.tell(news)
+
+    def exchange(self, step: int) -> Merged | None:
+        """Send and merge what is due after an update; what was merged, if anything."""
+        with self._reachable(step):
+            return self.outer.step()
+
+    def settle(self, report: StepReport) -> list[StepReport]:
+        """Reports of steps that all islands have told of by now, oldest first."""
+        if self.wire is None:
+            return [report]
+        self._waiting.append(report)
+        return self._settled(report.step - LAG_STEPS)
+
+    def settle_all(self) -> list[StepReport]:
+        """Wait for what all islands tell of the steps so far; the reports not given yet."""
+        return self._settled(self._waiting[-1].step) if self._waiting else []
+
+    def sent_bytes(self) -> tuple[int, ...]:
+        """What this rank sends of each fragment."""
+        return tuple(n * (self.layout.island - 1) for n in self.outer.message_bytes())
+
+    def start_from(self, step: int) -> None:
+        """Begin anew after `step` from the parameters as they are, equal on all islands."""
+        exchanges = step // self.schedule.period
+        counts = (step, exchanges, exchanges)
+        self.outer.load_state_dict(fresh_state(self.parameters, counts))
+        self.first_step = step
+
+    def description(self, state: dict[str, Tensor]) -> dict[str, object]:
+        """Of an outer state, for a checkpoint: what its tensors do not say."""
+        flight = state.get(FLIGHT)
+        return {
+            "schedule": schedule_record(self.schedule),
+            "counts": state[COUNTS].tolist(),
+            "flight": None if flight is None else flight.tolist(),
+            "first_step": self.first_step,
+        }
+
+    def close(self) -> None:
+        """End the threads. What is under way is waited for."""
+        self.outer.close()
+        if self.wire is not None:
+            self.wire.close()
+
+    def _settled(self, step: int) -> list[StepReport]:
+        assert self.wire is not None
+        ready = [report for report in self._waiting if report.step <= step]
+        self._waiting = self._waiting[len(ready) :]
+        found = []
+        for report in ready:
+            with self._reachable(report.step):
+                found.append(of_all(report, self.wire.hear(report.step)))
+        return found
+
+    @contextmanager
+    def _reachable(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except IslandLostError as error:
+            size = self.layout.island_ranks
+            others = ", ".join(
+                f"island {n} (ranks {n * size} to {(n + 1) * size - 1})"
+                for n in range(self.layout.island)
+                if n != self.index
+            )
+            which = "one of " if self.layout.island > 2 else ""
+            raise InfrastructureError(
+                f"step {step}: island {self.index} lost {which}{others}: {error}. Start again, and "
+                "the run goes on from its last checkpoint; with another parallel.island it goes on "
+                "from the parameters that all islands agreed on"
+            ) from error
+
+
+def schedule_record(schedule: OuterSchedule) -> dict[str, int]:
+    """For a checkpoint: what an exchange under way depends on."""
+    return {
+        "every": schedule.every,
+        "overlap_steps": schedule.overlap_steps,
+        "fragments": schedule.fragments,
+    }
+
+
+def of_all(report: StepReport, news: Sequence[News]) -> StepReport:
+    """The report of one island with what all islands told: losses over all target tokens, the mean
+    gradient norm, and whether any skipped the step."""
+    targets = sum(row.targets for row in news)
+    losses = [row.loss_sum / row.targets for row in news]
+    assert report.islands is not None
+    return replace(
+        report,
+        loss=sum(row.loss_sum for row in news) / targets,
+        aux_loss=sum(row.aux_sum for row in news) / targets,
+        grad_norm=sum(row.grad_norm for row in news) / len(news),
+        skipped=any(row.skipped for row in news),
+        islands=replace(report.islands, loss_gap=max(losses) - min(losses)),
+    )
