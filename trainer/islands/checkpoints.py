@@ -50,7 +50,9 @@ def saved_with(
     found = {prefix + name: tensor for name, tensor in tensors.items()}
     found[prefix + _PROBE] = torch.tensor(probe_loss, dtype=torch.float64)
     if islands.index == 0:
-        found |= {name: tensors[name] for name in _buffers(islands, tensors)}
+        parameters = {f"model.{name}" for name in islands.parameters}
+        model = (name for name in tensors if name.startswith("model."))
+        found |= {name: tensors[name] for name in model if name not in parameters}
     return found | outer_tensors(state, islands.parameters), islands.description(state)
 
 
@@ -70,14 +72,12 @@ def load_island(
     state = {own_name(name, kind, index): tensor for name, tensor in tensors.items()}
     probe = torch.zeros((), dtype=torch.float64)
     slots: OuterSlots | None = None
-    buffers: set[str] = set()
     if kind == "same":
         assert islands is not None
         _require_same_schedule(meta["outer"]["schedule"], islands)
         slots = outer_slots(islands.parameters, _flying(meta["outer"]["flight"], islands))
-        buffers = _buffers(islands, tensors)
         state = {**state, **slots.tensors, prefix_of(index) + _PROBE: probe}
-    loaded = load_chosen(state, chosen, group, spare=passed_over(kind, buffers))
+    loaded = load_chosen(state, chosen, group, spare=passed_over(kind))
     if islands is not None and slots is not None:
         _resume(islands, slots, meta["outer"])
     return LoadedIsland(
@@ -107,11 +107,6 @@ def _probe_loss(kind: Kind, meta: Mapping[str, Any], own: float) -> float | None
 
 def _flying(flight: list[int] | None, islands: Islands) -> set[str]:
     return set() if flight is None else set(islands.fragments[flight[0]])
-
-
-def _buffers(islands: Islands, tensors: Mapping[str, Tensor]) -> set[str]:
-    parameters = {f"model.{name}" for name in islands.parameters}
-    return {name for name in tensors if name.startswith("model.")} - parameters
 
 
 def _require_same_schedule(stored: Mapping[str, int], islands: Islands) -> None:

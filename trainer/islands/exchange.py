@@ -7,11 +7,12 @@ Guarantees, each asserted in tests/invariants/test_islands.py:
 - an island that is lost ends the run, and is named.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from comms.ledger import Ledger
 from comms.outer.diloco import Merged, StreamingDiloco
@@ -35,7 +36,7 @@ class Islands:
 
     outer: StreamingDiloco
     schedule: OuterSchedule
-    fragments: Sequence[dict[str, Tensor]]
+    fragments: Sequence[Mapping[str, Parameter]]
     """This rank's parameters by name, those that travel together."""
 
     wire: Newswire | None
@@ -53,7 +54,7 @@ class Islands:
     _waiting: list[StepReport] = field(default_factory=list)
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
+    def parameters(self) -> dict[str, Parameter]:
         """Of all fragments."""
         return {name: p for fragment in self.fragments for name, p in fragment.items()}
 

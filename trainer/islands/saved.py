@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
 
 from comms.outer.saved import COUNTS, FLIGHT
 from trainer.offloaded import host_mesh, host_zeros_like
@@ -57,11 +58,13 @@ def own_name(name: str, kind: Kind, island: int) -> str:
     return name
 
 
-def passed_over(kind: Kind, buffers: Collection[str]) -> Callable[[str], bool]:
-    """Which names of a checkpoint nobody asks for. `buffers` are the stored names of the model's
-    buffers: of them each island has its own."""
+def passed_over(kind: Kind) -> Callable[[str], bool]:
+    """Which names of a checkpoint nobody need ask for: buffers of the global model, as each island
+    has its own; or what belongs to other islands. A tensor of another model is still found out: an
+    island has it too.
+    """
     if kind == "same":
-        return lambda name: name in buffers
+        return lambda name: name.startswith("model.")
     if kind == "gathered":
         return lambda name: name.startswith(("island", "outer."))
     return lambda name: False
@@ -99,7 +102,7 @@ class OuterSlots:
         return found
 
 
-def outer_slots(parameters: Mapping[str, Tensor], flying: Collection[str]) -> OuterSlots:
+def outer_slots(parameters: Mapping[str, Parameter], flying: Collection[str]) -> OuterSlots:
     """Room for the outer state of these parameters, of which `flying` were under way."""
     keys, tensors = {}, {}
     for name, parameter in parameters.items():
