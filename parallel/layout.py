@@ -189,9 +189,9 @@ def resolve_layout(
 
 def _check_hosts(island: int, island_ranks: int, ranks_per_host: int) -> None:
     """An island has whole hosts, or a host whole islands."""
-    on_host = max(1, ranks_per_host)
-    if island > 1 and island_ranks % on_host and on_host % island_ranks:
-        ranks = island * island_ranks
+    ranks = island * island_ranks
+    on_host = max(1, min(ranks_per_host, ranks))
+    if island_ranks % on_host and on_host % island_ranks:
         fitting = [
             n for n in divisors(ranks) if not (ranks // n) % on_host or not on_host % (ranks // n)
         ]

@@ -11,7 +11,7 @@ from comms.volume import all_reduce_bytes
 from parallel.attention import AttentionFn, packed_attention
 from parallel.layout import Layout
 from parallel.sequence.attention import SequenceAttention
-from parallel.sequence.communicators import SequenceCommunicators, make_communicators
+from parallel.sequence.communicators import RingOrder, SequenceCommunicators, make_communicators
 from parallel.sequence.stretches import AttentionScheme
 
 
@@ -22,6 +22,7 @@ class SequencePool:
         self._communicators = communicators
         self._ledger = ledger
         self._attention: dict[AttentionScheme, AttentionFn] = {}
+        self._order: RingOrder | None = None
 
     def attention(self, scheme: AttentionScheme) -> AttentionFn:
         """Attention over this rank's aligned group of `scheme.degree` ranks, which all call it."""
@@ -29,8 +30,16 @@ class SequencePool:
             return packed_attention
         if scheme not in self._attention:
             groups = self._communicators.of(scheme)
+            if self._order is not None:
+                groups = groups.ordered(self._order)
             self._attention[scheme] = SequenceAttention(groups, scheme, ledger=self._ledger)
         return self._attention[scheme]
+
+    def order_rings(self, order: RingOrder) -> None:
+        """Let tensors pass the ranks of rings in another order from now on. All ranks of the pool
+        call it alike, between two steps; sums are then formed in another order too."""
+        self._order = order
+        self._attention.clear()
 
     def sum_over(self, size: int) -> Callable[[Tensor], Tensor] | None:
         """Sums a tensor over this rank's aligned group of `size`; None for a rank alone."""

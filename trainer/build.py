@@ -26,6 +26,7 @@ from trainer.islands.checkpoints import saved_with
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
+from trainer.links import open_links
 from trainer.model.size import step_flops
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
@@ -77,7 +78,8 @@ def build(
         events=folder.events if environment.rank == 0 else None,
         restored=restored,
     )
-    planner = build_planner(config, environment, assembly, arithmetic, islands)
+    links = open_links(environment, assembly.layout, folder, step=progress.step)
+    planner = build_planner(config, environment, assembly, arithmetic, islands, links)
     ledger.take()
     return Job(
         environment=environment,
@@ -90,6 +92,7 @@ def build(
         saver=saver,
         elastic=open_elastic(assembly, planner),
         islands=islands,
+        links=links,
         ledger=ledger,
         stopwatch=Stopwatch(device_of(environment)),
         listeners=listeners,

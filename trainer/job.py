@@ -9,6 +9,7 @@ from trainer.assembly import Assembly
 from trainer.elastic import ElasticExperts
 from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
+from trainer.links import HostLinks
 from trainer.metrics import Sink, StepReport
 from trainer.planner.protocol import Planner
 from trainer.progress import Progress
@@ -89,6 +90,9 @@ class Job:
 
     islands: Islands | None
     """The other islands; None where this is all there is."""
+
+    links: HostLinks | None
+    """Between hosts; None where there is one."""
 
     ledger: Ledger
     stopwatch: Stopwatch

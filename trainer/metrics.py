@@ -144,6 +144,7 @@ class StepReport:
                 [[g.first_rank, g.size, list(g.sequences)] for g in r.groups] for r in plan.rounds
             ],
             "attention": plan.attention,
+            "ring_hosts": list(plan.ring_hosts),
             "activation": plan.activation,
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,

@@ -92,6 +92,7 @@ def _choose(
     states = RankStates(
         parameters=sum(local(p).numel() for _, p in model.named_parameters()),
         replicas=layout.replica,
+        islands=layout.island,
         device_bytes=device_bytes,
     )
     needs = [

@@ -8,6 +8,7 @@ from trainer.assembly import Assembly
 from trainer.config import JobConfig
 from trainer.data.corpus import packing_of
 from trainer.islands.exchange import Islands
+from trainer.links import HostLinks
 from trainer.measure import measure_hardware
 from trainer.model.config import Architecture
 from trainer.model.size import parameter_count, parameter_shapes, step_flops
@@ -15,6 +16,7 @@ from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import AttentionShape, ModelCost
 from trainer.planner.fixed import FixedPlanner
 from trainer.planner.groups import GroupPlanner
+from trainer.planner.links import LinkedPlanner
 from trainer.planner.outer import IslandPlanner, OuterCosts
 from trainer.planner.placed import PlacedPlanner
 from trainer.planner.plan import Activation
@@ -28,6 +30,7 @@ def build_planner(
     assembly: Assembly,
     arithmetic: BatchArithmetic,
     islands: Islands | None = None,
+    links: HostLinks | None = None,
 ) -> Planner:
     """The planner of this rank's island, with its machines' rates. All ranks call it: links are
     measured together.
@@ -38,6 +41,8 @@ def build_planner(
     optimizer = assembly.optimizer
     if optimizer.placement != "device":
         planner = PlacedPlanner(planner, optimizer=optimizer.placement, share=optimizer.share)
+    if links is not None and links.watch is not None:
+        planner = LinkedPlanner(planner, links.watch)
     if islands is None:
         return planner
     costs = OuterCosts(

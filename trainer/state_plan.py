@@ -25,6 +25,9 @@ DEVICE_BYTES = 16
 """fp32 weight, gradient and two moments of a parameter."""
 
 MOMENT_BYTES = 8
+OUTER_BYTES = 8
+"""Of a parameter where there are islands: its global value and the outer momentum."""
+
 STAGED_BYTES = 12
 """Of a parameter in a checkpoint: fp32 weight and both moments."""
 
@@ -56,6 +59,9 @@ class RankStates:
 
     replicas: int
     """Ranks with the same parameters: they share the writing of checkpoints."""
+
+    islands: int = 1
+    """They share the writing of the outer state."""
 
     device_bytes: int
     """Memory of its device; 0 where it computes in host memory."""
@@ -101,6 +107,9 @@ def need_of(options: StateOptions, rank: RankStates, *, file_bytes: int) -> Rank
     made for it.
     """
     staged_bytes = STAGED_BYTES * rank.parameters // rank.replicas
+    if rank.islands > 1:
+        outer_bytes = OUTER_BYTES * rank.parameters
+        staged_bytes += outer_bytes + outer_bytes // (rank.replicas * rank.islands)
     on_device = rank.device_bytes > 0
     if options.placement == "device":
         own_bytes = 0 if on_device else MOMENT_BYTES * rank.parameters

@@ -35,6 +35,8 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     step, layout = work.plan.step, job.assembly.layout
     heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)
     job.assembly.weights.model.recompute = work.plan.activation == "recompute"
+    if job.links is not None:
+        job.links.follow(work.plan, job.assembly.pool)
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
     parts = job.assembly.rounds.train(

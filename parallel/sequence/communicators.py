@@ -4,8 +4,8 @@ Making a group is collective over the world, so which ones exist is settled befo
 afterwards the sequence groups of a round are a look-up.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 
@@ -16,13 +16,16 @@ from parallel.sequence.stretches import AttentionScheme
 
 @dataclass(frozen=True, kw_only=True)
 class Ring:
-    """One ring of ranks; each sends to the next in its group."""
+    """One ring of ranks; each sends to the next in its order."""
 
     reads: dist.ProcessGroup
     """What travels to be read."""
 
     sums: dist.ProcessGroup
     """What is added up on the way; on CUDA its own communicator, so that both travel at once."""
+
+    order: tuple[int, ...] = ()
+    """Places of the group in the order in which tensors pass them; empty: as the group has them."""
 
     @property
     def size(self) -> int:
@@ -34,6 +37,16 @@ class Ring:
         """This rank's place."""
         return self.reads.rank()
 
+    def place(self, hops: int) -> int:
+        """The place so many hops further on; behind this one where negative."""
+        if not self.order:
+            return (self.index + hops) % self.size
+        return self.order[(self.order.index(self.index) + hops) % self.size]
+
+
+RingOrder = Callable[[Sequence[int]], tuple[int, ...]]
+"""From the world ranks of a ring to the order of its places."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceGroups:
@@ -43,6 +56,16 @@ class SequenceGroups:
     ulysses: dist.ProcessGroup | None
     inner: Ring | None
     outer: Ring | None
+
+    def ordered(self, order: RingOrder) -> "SequenceGroups":
+        """The same groups, their rings in another order. All ranks of them call it alike."""
+
+        def turned(ring: Ring | None) -> Ring | None:
+            if ring is None:
+                return None
+            return replace(ring, order=order(dist.get_process_group_ranks(ring.reads)))
+
+        return replace(self, inner=turned(self.inner), outer=turned(self.outer))
 
     @classmethod
     def of(cls, group: dist.ProcessGroup, scheme: AttentionScheme) -> "SequenceGroups":

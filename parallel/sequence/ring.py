@@ -95,7 +95,7 @@ class Carousel:
         tensor = own
         for step in range(ring.size):
             hop = self._send_read(ring, tensor) if step + 1 < ring.size else None
-            visit(tensor, (ring.index - step) % ring.size)
+            visit(tensor, ring.place(-step))
             if hop is not None:
                 tensor = hop.wait(self.ledger)
 
@@ -109,7 +109,7 @@ class Carousel:
         tensor, total, sums = own, own, None
         for step in range(ring.size):
             hop = self._send_read(ring, tensor) if step + 1 < ring.size else None
-            part = contribute(tensor, (ring.index - step) % ring.size)
+            part = contribute(tensor, ring.place(-step))
             if step == 0:
                 total = part
             else:
@@ -124,20 +124,19 @@ class Carousel:
         return total
 
     def _send_read(self, ring: Ring, tensor: Tensor) -> _Hop:
-        return self._send(ring.reads, tensor, "ring_reads", tag=0)
+        return self._send(ring, ring.reads, tensor, "ring_reads", tag=0)
 
     def _send_sums(self, ring: Ring, tensor: Tensor) -> _Hop:
-        return self._send(ring.sums, tensor, "ring_sums", tag=1)
+        return self._send(ring, ring.sums, tensor, "ring_sums", tag=1)
 
-    def _send(self, group: dist.ProcessGroup, tensor: Tensor, operation: str, *, tag: int) -> _Hop:
+    def _send(
+        self, ring: Ring, group: dist.ProcessGroup, tensor: Tensor, operation: str, *, tag: int
+    ) -> _Hop:
         """Start one hop. Tags keep both kinds apart where they share a group."""
         arriving = torch.empty_like(tensor)
         self.ledger.sent("sp", operation, tensor.numel() * tensor.element_size())
-        ranks, at = group.size(), group.rank()
-        send = dist.P2POp(dist.isend, tensor, group=group, tag=tag, group_peer=(at + 1) % ranks)
-        receive = dist.P2POp(
-            dist.irecv, arriving, group=group, tag=tag, group_peer=(at - 1) % ranks
-        )
+        send = dist.P2POp(dist.isend, tensor, group=group, tag=tag, group_peer=ring.place(1))
+        receive = dist.P2POp(dist.irecv, arriving, group=group, tag=tag, group_peer=ring.place(-1))
         return _Hop(dist.batch_isend_irecv([send, receive]), tensor, arriving)
 
 

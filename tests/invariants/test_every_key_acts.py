@@ -118,6 +118,7 @@ def test_every_key_is_read_by_some_run(tmp_path):
         (_jsonl(job, tmp_path), 1),
         (_folder_model(job, tmp_path), 1),
         *_offloaded(job, tmp_path),
+        (replace(job, parallel=ParallelConfig(island=2)), 2),
     ]
     every: set[str] = set()
     read: set[str] = set()

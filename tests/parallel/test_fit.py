@@ -43,6 +43,7 @@ BAD = [
     (Layout(shard=16), {"sp": 16}, {"windowed": True}, r"8 query heads.*\[1, 2, 4, 8\]"),
     (Layout(shard=2), {"sp": "auto"}, {"capacity": True}, "set the latter to null or sp to 1"),
     (Layout(shard=4, shard_weights=2, tp=2), {}, {}, "do not work with parallel.tp=2"),
+    (Layout(island=2, shard=2, ep=2), {"rebalance_interval_steps": 5}, {}, "exchange experts by"),
 ]
 
 

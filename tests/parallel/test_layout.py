@@ -11,6 +11,7 @@ LAYOUTS = [
     Layout(shard=4),
     Layout(replica=2, shard=3),
     Layout(pp=2, replica=2, shard=6, tp=2, ep=3),
+    Layout(island=3, pp=2, replica=2, shard=2, tp=2, ep=2),
 ]
 
 
@@ -18,7 +19,7 @@ LAYOUTS = [
 def test_coordinates_name_one_rank_and_lines_partition_the_world(layout):
     world = range(layout.world_size)
     assert len({tuple(layout.coordinates(r).values()) for r in world}) == layout.world_size
-    for axis in ("pp", "replica", "shard", "tp", "ep"):
+    for axis in ("island", "pp", "replica", "shard", "tp", "ep"):
         lines = {layout.line(axis, rank) for rank in world}
         assert sorted(rank for line in lines for rank in line) == list(world)
         assert all(rank in layout.line(axis, rank) for rank in world)
@@ -44,6 +45,31 @@ def test_pools_are_ranks_with_other_tokens_and_the_same_layers():
     for pool in pools:
         assert [layout.data_rank(rank) for rank in pool] == list(range(layout.data_ranks))
         assert len({layout.coordinates(rank)["pp"] for rank in pool}) == 1
+
+
+def test_an_island_is_a_block_of_ranks_that_holds_every_other_line():
+    layout = Layout(island=3, pp=2, replica=2, shard=2, tp=2, ep=2)
+    islands = layout.islands()
+    assert [rank for island in islands for rank in island] == list(range(layout.world_size))
+    for rank in range(layout.world_size):
+        own = set(islands[layout.island_of(rank)])
+        assert rank in own
+        assert set(layout.pool(rank)) <= own
+        for axis in ("pp", "replica", "shard", "tp", "ep"):
+            assert set(layout.line(axis, rank)) <= own
+        assert layout.line("island", rank) == tuple(rank % 16 + 16 * n for n in range(3))
+
+
+def test_islands_are_equal_and_whole_hosts():
+    config = ParallelConfig(island=2)
+    assert _resolve(config, 16) == Layout(island=2, replica=8)
+    assert _resolve(config, 4) == Layout(island=2, replica=2)
+    with pytest.raises(ValueError, match=r"island=3 does not divide the 8 ranks.*\[1, 2, 4, 8\]"):
+        _resolve(ParallelConfig(island=3), 8)
+    with pytest.raises(ValueError, match=r"islands of 12 ranks.*hosts of 8; choose one of \[1, 3,"):
+        _resolve(config, 24)
+    with pytest.raises(ValueError, match="does not divide the 3 ranks of an island"):
+        _resolve(ParallelConfig(island=2, tp=2), 6)
 
 
 def test_ranks_and_axes_outside_the_layout_are_refused():

@@ -1,5 +1,7 @@
 """Sequence groups of a layout's pools are found in every rank's own group, and counted."""
 
+from dataclasses import replace
+
 import torch
 
 from comms.ledger import Ledger
@@ -39,6 +41,32 @@ def _attend(rank: int, layout: Layout) -> list:
     found.append(float(total(torch.tensor(float(rank)))))
     found.append(ledger.take()[0])
     return found
+
+
+def _attend_in_order(rank: int) -> float:
+    """Largest difference that the order of a ring makes, gradients included."""
+    ledger, layout = Ledger(), Layout(shard=4)
+    schemes = [AttentionScheme(ring=4), AttentionScheme(ring=4, hosts=2)]
+    schemes += [replace(scheme, backward="queries") for scheme in schemes]
+    pool = open_pool(layout, rank=rank, schemes=schemes, ledger=ledger)
+    differences = []
+    for scheme in schemes:
+        held = [slice(*s) for s in token_ranges(16, scheme, rank)]
+        found = []
+        # A double ring of two hosts has one order, whatever is asked for.
+        for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
+            pool.order_rings(lambda ranks, order=order: tuple(p for p in order if p < len(ranks)))
+            mine = [torch.cat([x[piece] for piece in held]) for x in _stream()]
+            leaves = [x.requires_grad_() for x in mine]
+            out = pool.attention(scheme)(*leaves, document_ends=ENDS, window=None)
+            out.square().sum().backward()
+            found.append([out.detach(), *(leaf.grad for leaf in leaves)])
+        differences += [(a - b).abs().max() for a, b in zip(*found, strict=True)]
+    return float(torch.stack(differences).max())
+
+
+def test_the_order_of_a_ring_changes_no_more_than_the_order_of_sums():
+    assert max(run_on_ranks(4, _attend_in_order)) < 1e-5
 
 
 def test_each_rank_works_in_its_own_group_of_its_own_pool():

@@ -26,6 +26,7 @@ def decode_plan(payload: bytes) -> StepPlan:
             **fields,
             "layout": Layout(**fields["layout"]),
             "rounds": tuple(_round(r) for r in fields["rounds"]),
+            "ring_hosts": tuple(fields["ring_hosts"]),
             "outer": None if fields["outer"] is None else OuterPlan(**fields["outer"]),
             "predicted": Terms(**fields["predicted"]),
             "reasons": tuple(fields["reasons"]),

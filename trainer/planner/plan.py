@@ -119,6 +119,12 @@ class StepPlan:
     """Share of the states in host memory that the device updates in this step; None leaves it to
     the rates that each rank measures."""
 
+    ring_hosts: tuple[int, ...] = ()
+    """Hosts of the island in the order in which rings pass them; empty: as they come."""
+
+    measure_links: bool = False
+    """Whether the links between these hosts are measured again before this step."""
+
     compression: str = "none"
     outer: OuterPlan | None = None
     """What is exchanged with other islands; None where there is one."""

@@ -6,6 +6,7 @@ from comms.outer.config import DilocoConfig
 from comms.outer.schedule import (
     OuterSchedule,
     mean_bytes_per_s,
+    most_fragments,
     peak_bytes_per_s,
     schedule_of,
     split_blocks,
@@ -66,6 +67,17 @@ def test_what_does_not_fit_is_refused_with_values_that_do():
         OuterSchedule(2, 0, 3)
     with pytest.raises(ValueError, match="at least one"):
         OuterSchedule(2, 0, 0)
+
+
+def test_the_most_fragments_that_fit_are_found():
+    for every in range(1, 40):
+        for overlap_steps in range(every):
+            config = DilocoConfig(every=every, overlap_steps=overlap_steps)
+            found = most_fragments(config, 5)
+            assert schedule_of(config, found).fragments <= 5
+            for more in range(found + 1, 6):
+                with pytest.raises(ValueError, match=r"[Cc]hoose"):
+                    schedule_of(config, more)
 
 
 def test_the_peak_is_the_largest_fragment_within_the_overlap():
