@@ -2,6 +2,7 @@
 slow."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class HostLinks:
     rings to have a choice."""
 
     folder: RunFolder
+    budget_s: float
     _order: tuple[int, ...] = ()
 
     def follow(self, plan: StepPlan, pool: SequencePool) -> None:
@@ -60,7 +62,7 @@ class HostLinks:
         if self.group is None:
             return
         begin_s = time.perf_counter()
-        links = measure_links(self.group, budget_s=BUDGET_S)
+        links = measure_links(self.group, budget_s=self.budget_s)
         if self.watch is None:
             return
         before = self.watch.topology.ring
@@ -79,24 +81,30 @@ class HostLinks:
 
 
 def open_links(
-    environment: RankEnvironment, layout: Layout, folder: RunFolder, *, step: int
+    environment: RankEnvironment,
+    layout: Layout,
+    folder: RunFolder,
+    *,
+    step: int,
+    budget_s: float = BUDGET_S,
 ) -> HostLinks | None:
     """Measure the links between all hosts, in some seconds; None where there is one host. All ranks
-    call it."""
-    names = exchange(dist.group.WORLD, environment.host)
-    known = list(dict.fromkeys(names))
-    if len(known) == 1:
+    call it; those of a host are neighbours."""
+    # Not by their names, which may be the same everywhere.
+    told = exchange(dist.group.WORLD, [environment.host, environment.local_rank])
+    firsts = [rank for rank, (_, local_rank) in enumerate(told) if local_rank == 0]
+    if len(firsts) == 1:
         return None
-    host_of = tuple(known.index(name) for name in names)
-    firsts = [names.index(name) for name in known]
+    host_of = tuple(bisect_right(firsts, rank) - 1 for rank in range(len(told)))
+    names = [told[first][0] for first in firsts]
     everywhere = own_group([firsts], backend="gloo")
     lines = [[first for first in firsts if first in ranks] for ranks in layout.islands()]
     inside = own_group([line for line in lines if len(line) > 1], backend="gloo")
     begin_s = time.perf_counter()
-    links = None if everywhere is None else measure_links(everywhere, budget_s=BUDGET_S)
+    links = None if everywhere is None else measure_links(everywhere, budget_s=budget_s)
     if environment.rank == 0 and links is not None:
         seconds = time.perf_counter() - begin_s
-        _record(links, known, layout, folder, step=step, seconds=seconds)
+        _record(links, names, layout, folder, step=step, seconds=seconds)
     island = layout.islands()[layout.island_of(environment.rank)]
     hosts = tuple(sorted({host_of[rank] for rank in island}))
     # Two places have one ring.
@@ -107,6 +115,7 @@ def open_links(
         group=inside,
         watch=LinkWatch(part_of(links, hosts)) if leads and links is not None else None,
         folder=folder,
+        budget_s=budget_s,
     )
 
 

@@ -21,7 +21,9 @@ def _linked(rank: int, root: str) -> dict:
     layout, folder = Layout(shard=4), RunFolder(Path(root))
     here = RankEnvironment.on_this_machine(rank, 4, 0)
     alone = open_links(here, layout, folder, step=0)
-    links = open_links(replace(here, host=f"host{rank}"), layout, folder, step=3)
+    links = open_links(
+        replace(here, host=f"host{rank}", local_rank=0), layout, folder, step=3, budget_s=0.2
+    )
     assert links is not None
     scheme = AttentionScheme(ring=4)
     pool = open_pool(layout, rank=rank, schemes=[scheme], ledger=Ledger())
@@ -31,8 +33,10 @@ def _linked(rank: int, root: str) -> dict:
     ordered = pool.attention(scheme)
     links.follow(replace(plan, measure_links=False), pool)
     kept = pool.attention(scheme)
-    two = replace(here, host=f"host{rank}")
-    apart = open_links(two, Layout(island=2, shard=2), RunFolder(Path(root) / "two"), step=0)
+    two = replace(here, local_rank=0)
+    apart = open_links(
+        two, Layout(island=2, shard=2), RunFolder(Path(root) / "two"), step=0, budget_s=0.2
+    )
     assert apart is not None
     dist.barrier()
     return {
