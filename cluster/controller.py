@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.failure import Failure, WorkersFailed, only_echoes
 from cluster.memory_watch import MemoryWatch
@@ -56,10 +57,10 @@ class Controller:
     view: RunView
     stop: StopSignals
     events: Path
+    progress: Progress
+    on_step: Callable[[dict[str, Any]], None]
     clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
 
-    progress: Progress = field(default_factory=Progress, init=False)
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
     _phase: str = field(default="starting", init=False)
     _said_s: float = field(default=0.0, init=False)
@@ -94,7 +95,7 @@ class Controller:
                 return outcome
             self._watch_deadlines()
             self._watch_stop()
-            self.sleep(self._pause_s())
+            self.group.pause(self._pause_s())
 
     def _pause_s(self) -> float:
         training = all(seen.reading.phase == "training" for seen in self._seen.values())
@@ -110,6 +111,7 @@ class Controller:
         for reading in answers.readings:
             for record in self.progress.advance(reading.reports):
                 self.view.step(record)
+                self.on_step(record)
 
     def _failures(self, answers: Answers) -> list[Failure]:
         raised = [reading.failure for reading in answers.readings if reading.failure]
@@ -121,16 +123,21 @@ class Controller:
     def _collect(self, failures: list[Failure]) -> list[Failure]:
         """Wait for what other ranks have to say; those who stay silent are listed too."""
         began_s = self.clock()
-        while len(failures) < len(self.group.places):
+        while self._still_working(failures):
             grace_s = ECHO_GRACE_S if only_echoes(failures) else GRACE_S
             if self.clock() - began_s > grace_s:
                 break
-            self.sleep(POLL_S)
+            self.group.pause(POLL_S)
             answers = self.group.read(timeout_s=POLL_S)
             self._take(answers)
             self._show_steps(answers)
             failures.extend(self._failures(answers))
         return failures + self._silent(failures, began_s)
+
+    def _still_working(self, failures: Sequence[Failure]) -> bool:
+        ended = {failure.rank for failure in failures}
+        ended |= {rank for rank, seen in self._seen.items() if seen.reading.outcome}
+        return len(ended) < len(self.group.places)
 
     def _silent(self, failures: Sequence[Failure], since_s: float) -> list[Failure]:
         failed = {failure.rank for failure in failures}
@@ -178,6 +185,7 @@ class Controller:
 
     def _watch_stop(self) -> None:
         """Pass a signal on to the workers, and give up on those that do not end in time."""
+        self.stop.check_insistence()
         if not self.stop.requested:
             return
         if self._stopping_s is None:

@@ -8,21 +8,22 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig
-from cluster.controller import Controller, Limits
-from cluster.placement import nodes_of_bundles, rank_places, reserved
+from cluster.controller import Limits
+from cluster.crew import Crew
+from cluster.failure import WorkersFailed
+from cluster.generations import Generations, Means
+from cluster.placement import nodes_of_bundles, reserved
 from cluster.preflight import GIB, Needs, Node, check_capacity, check_nodes, fits, living_nodes
 from cluster.probe import ask_nodes, versions
-from cluster.rank import RankSpec
 from cluster.ray_connect import connected
 from cluster.reading import Outcome
+from cluster.recovery.budget import Allowance
+from cluster.recovery.config import WatchdogConfig
 from cluster.run import Run
-from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
 from cluster.startup import deadlines_by_phase
 from cluster.view import RunView
 from cluster.waiting import Phases, Waiting
-from cluster.worker_group import WorkerGroup
-from comms.config import RankEnvironment
 from trainer.errors import InfrastructureError
 from trainer.reads import ReadLog, require_read
 
@@ -32,34 +33,42 @@ CHECKING_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The `cluster` section, read once and entirely."""
+    """The sections `cluster` and `watchdog`, read once and entirely."""
 
-    needs: Needs
-    limits: Limits
+    means: Means
     address: str
     placing_s: float
-    starting_s: float
-    threads: int
 
 
-def settings_of(config: ClusterConfig) -> Settings:
-    """What the section says, in the words of this package."""
+def settings_of(config: ClusterConfig, watchdog: WatchdogConfig) -> Settings:
+    """What the sections say, in the words of this package."""
     return Settings(
-        needs=Needs(
-            workers=config.num_workers,
-            cpus=config.cpus_per_worker,
-            gpus=config.gpus_per_worker,
-            memory_bytes=int(config.memory_per_worker_gib * GIB),
-        ),
-        limits=Limits(
-            phases_s=deadlines_by_phase(config.deadlines),
-            stop_grace_s=config.stop_grace_s,
-            memory_alarm_steps=config.memory_alarm_steps,
+        means=Means(
+            needs=Needs(
+                workers=config.num_workers,
+                cpus=config.cpus_per_worker,
+                gpus=config.gpus_per_worker,
+                memory_bytes=int(config.memory_per_worker_gib * GIB),
+                spares=config.spares,
+            ),
+            threads=max(1, int(config.cpus_per_worker)),
+            limits=Limits(
+                phases_s=deadlines_by_phase(config.deadlines),
+                stop_grace_s=config.stop_grace_s,
+                memory_alarm_steps=config.memory_alarm_steps,
+            ),
+            starting_s=config.deadlines.starting_s,
+            allowance=Allowance(
+                max_restarts=watchdog.max_restarts,
+                window_s=watchdog.restart_window_s,
+                backoff_s=watchdog.backoff_s,
+            ),
+            replace_within_s=watchdog.replace_within_s,
+            free_within_s=watchdog.free_within_s,
+            min_workers=min(watchdog.min_workers, config.num_workers),
         ),
         address=config.address,
         placing_s=config.deadlines.placing_s,
-        starting_s=config.deadlines.starting_s,
-        threads=max(1, int(config.cpus_per_worker)),
     )
 
 
@@ -70,10 +79,13 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     folder cannot be written.
     """
     reads = ReadLog()
-    settings = settings_of(reads.watch(run.cluster, "cluster."))
+    settings = settings_of(
+        reads.watch(run.cluster, "cluster."), reads.watch(run.watchdog, "watchdog.")
+    )
     project = reads.watch(run.job.run, "run.").project
     explicit = run.explicit()
-    require_read(reads, {key: explicit[key] for key in explicit if key.startswith("cluster.")})
+    own = ("cluster.", "watchdog.")
+    require_read(reads, {key: explicit[key] for key in explicit if key.startswith(own)})
     # The command line reads the prompt when the run is over.
     elsewhere = reads.read | {"run.sample_prompt"}
     for_ranks = {key: where for key, where in explicit.items() if key not in elsewhere}
@@ -81,15 +93,24 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     try:
         with connected(settings.address):
             stop.install()  # Ray has just put its own handler there.
-            nodes = check(run, settings.needs, phases, view)
+            nodes = check(run, settings.means.needs, phases, view)
             waiting = phases.begin("placing", deadline_s=settings.placing_s)
-            with reserved(run.job.run.name, settings.needs, waiting) as group:
-                places = rank_places(nodes_of_bundles(group), nodes)
-                write_run_info(run, places)
-                waiting = phases.begin("starting", deadline_s=settings.starting_s)
-                with closing(WorkerGroup(places, group, settings.needs, run.folder)) as workers:
-                    start(workers, run, settings, project, for_ranks, waiting)
-                    return supervise(workers, run, settings, phases, view, stop)
+            with reserved(run.job.run.name, settings.means.needs, waiting) as group:
+                by_id = {node.node_id: node for node in nodes}
+                nodes_of = {b: by_id[n] for b, n in nodes_of_bundles(group).items()}
+                waiting = phases.begin("starting", deadline_s=settings.means.starting_s)
+                with closing(Crew(group, settings.means.needs, run.folder, run.work)) as crew:
+                    start(crew, nodes_of, waiting)
+                    return Generations(
+                        crew=crew,
+                        run=run,
+                        means=settings.means,
+                        project=project,
+                        explicit=for_ranks,
+                        phases=phases,
+                        view=view,
+                        stop=stop,
+                    ).to_the_end()
     except RayError as error:
         raise InfrastructureError(f"the Ray cluster failed under the run: {error}") from error
 
@@ -105,51 +126,19 @@ def check(run: Run, needs: Needs, phases: Phases, view: RunView) -> list[Node]:
     return nodes
 
 
-def start(
-    workers: WorkerGroup,
-    run: Run,
-    settings: Settings,
-    project: str,
-    explicit: Mapping[str, str],
-    waiting: Waiting,
-) -> None:
-    """Have all ranks import the work, then begin it. Raises as WorkerGroup does."""
-    port = workers.prepare(run.work, waiting)
-    specs = {
-        place.rank: RankSpec(
-            environment=RankEnvironment(
-                rank=place.rank,
-                world_size=len(workers.places),
-                local_rank=place.local_rank,
-                local_world_size=place.local_world_size,
-                host=place.host,
-                master_address=workers.places[0].address,
-                master_port=port,
-                device_type="cuda" if settings.needs.gpus else "cpu",
-                threads=settings.threads,
-            ),
-            project=project,
-            job=run.job,
-            explicit=explicit,
-        )
-        for place in workers.places
-    }
-    workers.begin(run.work, specs, waiting)
-
-
-def supervise(
-    workers: WorkerGroup,
-    run: Run,
-    settings: Settings,
-    phases: Phases,
-    view: RunView,
-    stop: StopSignals,
-) -> Outcome:
-    """Follow the ranks to their end. Raises WorkersFailed, and StopRequested before any step."""
-    controller = Controller(
-        group=workers, limits=settings.limits, view=view, stop=stop, events=run.folder.events
-    )
-    try:
-        return controller.supervise()
-    finally:
-        phases.current = controller.phase
+def start(crew: Crew, nodes_of: Mapping[int, Node], waiting: Waiting) -> None:
+    """Have the processes of all bundles import the work. Raises WorkersFailed where one cannot,
+    InfrastructureError after the deadline."""
+    for bundle in sorted(nodes_of):
+        crew.start(nodes_of[bundle], bundle)
+    while crew.starting:
+        failures = crew.advance(timeout_s=0.2)
+        if failures:
+            raise WorkersFailed(failures)
+        late = ", ".join(f"process {m.number} on {m.host}" for m in crew.starting)
+        if crew.starting and waiting.overrun(f"waiting for {late}"):
+            raise InfrastructureError(
+                f"starting: {late} not ready after {waiting.elapsed_s:.0f} s "
+                "(cluster.deadlines.starting_s); raise the deadline, or see the worker's log in "
+                "the run folder"
+            )

@@ -21,6 +21,13 @@ class RankEnvironment:
     threads: int = 1
     """Compute threads of this process."""
 
+    device_index: int | None = None
+    """Position of this rank's device among those its process sees; None where that is the local
+    rank."""
+
+    generation: int = 0
+    """How often the ranks of this run have been put together anew."""
+
     @classmethod
     def on_this_machine(cls, rank: int, ranks: int, port: int) -> "RankEnvironment":
         """Rank `rank` of `ranks` CPU processes that are all here and meet on loopback."""
@@ -37,4 +44,6 @@ class RankEnvironment:
     @property
     def device_name(self) -> str:
         """The device this rank computes on, as torch names it."""
-        return f"cuda:{self.local_rank}" if self.device_type == "cuda" else "cpu"
+        if self.device_type == "cpu":
+            return "cpu"
+        return f"cuda:{self.local_rank if self.device_index is None else self.device_index}"

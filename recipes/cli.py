@@ -71,6 +71,7 @@ def run(context: typer.Context, recipe: RecipeName) -> None:
         code = launch(
             loaded.recipe.job,
             loaded.recipe.cluster,
+            watchdog=loaded.recipe.watchdog,
             origins=loaded.origins,
             recipe_text=loaded.text,
             view=view,

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from cluster.config import ClusterConfig
+from cluster.recovery.config import WatchdogConfig
 from recipes.keys import documentation, nested_dataclasses
 from trainer.config import JobConfig
 
@@ -23,6 +24,9 @@ class Recipe(JobConfig):
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Processes and hosts."""
+
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """Faults: how they are noticed and what is done."""
 
     @property
     def job(self) -> JobConfig:

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.launch import launch
+from cluster.recovery.config import WatchdogConfig
 from tests.jobs import tiny_job
 from trainer.checkpoint.folder import list_complete
 from trainer.errors import ExitCode
@@ -23,7 +24,12 @@ def test_a_run_leaves_everything_that_is_promised(
 
     def run() -> ExitCode:
         return launch(
-            job, ClusterConfig(address="auto"), origins={}, recipe_text="run: {}\n", view=view
+            job,
+            ClusterConfig(address="auto"),
+            watchdog=WatchdogConfig(),
+            origins={},
+            recipe_text="run: {}\n",
+            view=view,
         )
 
     assert run() is ExitCode.DONE
