@@ -110,6 +110,7 @@ class Generations:
             )
             for place in places
         }
+        self.incidents.began(self._number, places, group.processes(waiting))
         group.begin(self.run.work, specs, self.run.folder, waiting)
         controller = Controller(
             group=group,

@@ -47,6 +47,12 @@ class WorkerGroup:
         """A free port of rank 0's host. Raises as `begin` does."""
         return int(self._gather({0: self._actors[0].port.remote()}, waiting)[0])
 
+    def processes(self, waiting: Waiting) -> dict[int, int]:
+        """Number of each rank's process on its host. Raises as `begin` does."""
+        return self._gather(
+            {rank: actor.process.remote() for rank, actor in self._actors.items()}, waiting
+        )
+
     def begin(
         self, work: str, specs: Mapping[int, RankSpec], folder: RunFolder, waiting: Waiting
     ) -> None:

@@ -1,10 +1,11 @@
 """The faults of a run as they go into events.jsonl, and how it got over them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.failure import Failure
+from cluster.reading import Place
 from cluster.recovery.budget import Fault
 from trainer.run_folder import append_event
 
@@ -63,6 +64,20 @@ class Incidents:
             self._open = None
         self._last_step = step
         self._stepped = True
+
+    def began(self, generation: int, places: Sequence[Place], processes: Mapping[int, int]) -> None:
+        """Ranks were put together."""
+        append_event(
+            self._events,
+            now_s=self._now(),
+            kind="ranks_started",
+            step=self._last_step,
+            generation=generation,
+            ranks=[
+                {"rank": place.rank, "host": place.host, "process": processes[place.rank]}
+                for place in places
+            ],
+        )
 
     def layout_changed(self, before: int, after: int) -> None:
         """Another number of ranks goes on."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -44,8 +43,7 @@ def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
 
 
 def newest_process(folder: RunFolder, rank: int) -> int:
-    told = re.findall(rf"rank {rank} .*process (\d+)", folder.log("worker", rank).read_text())
-    return int(told[-1])
+    return int(events(folder, "ranks_started")[-1]["ranks"][rank]["process"])
 
 
 def when_steps(view: Any, steps: int, act: Callable[[], None]) -> threading.Thread:

@@ -43,7 +43,7 @@ def test_a_run_leaves_everything_that_is_promised(
     assert folder.log("worker", 1).exists()
     assert [step for step, _ in list_complete(folder.checkpoints)] == [6, 0]
     kinds = [json.loads(line)["kind"] for line in folder.events.read_text().splitlines()]
-    assert kinds == ["started", "checkpoint_saved", "checkpoint_saved", "finished"]
+    assert kinds == ["ranks_started", "started", "checkpoint_saved", "checkpoint_saved", "finished"]
     assert json.loads(folder.exit.read_text())["code"] == 0
     assert any("8 sequences × 48; 2 ranks" in note for note in view.notes)
 
