@@ -54,6 +54,9 @@ class Failure:
     last_lines: tuple[str, ...] = ()
     """End of the process's log."""
 
+    host_lost: bool = False
+    """Whether its whole host is gone."""
+
     communication: bool = False
     """Whether the error is no more than the echo of another rank's end."""
 

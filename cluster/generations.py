@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
+from cluster.agents import Agents
 from cluster.controller import Controller, Limits
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
+from cluster.memory_folder import memory_folder
 from cluster.preflight import Needs, living_nodes
 from cluster.progress import Progress
 from cluster.rank import RankSpec
@@ -26,6 +28,8 @@ from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
 from cluster.view import RunView
 from cluster.waiting import Phases
+from cluster.watchdog.watch import Watchdog
+from cluster.watching import WatchedRank, Watching
 from cluster.worker_group import WorkerGroup
 from comms.config import RankEnvironment
 from trainer.checkpoint.folder import list_complete
@@ -53,6 +57,8 @@ class Generations:
     """All generations of one run."""
 
     crew: Crew
+    agents: Agents
+    watchdog: Watchdog
     run: Run
     means: Means
     project: str
@@ -64,8 +70,12 @@ class Generations:
     incidents: Incidents = field(init=False)
     _progress: Progress = field(default_factory=Progress, init=False)
     _number: int = field(default=0, init=False)
+    _lost_nodes: set[str] = field(default_factory=set, init=False)
+
+    memory_folder: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.memory_folder = str(memory_folder(self.run.folder.root))
         self.incidents = Incidents(self.run.folder.events, clock=time.monotonic, now=time.time)
 
     def to_the_end(self) -> Outcome:
@@ -77,12 +87,15 @@ class Generations:
         job = self.run.job
         roster = first_roster(self.crew.ready, self.means.needs.workers)
         write_run_info(self.run, roster.places())
-        while True:
-            try:
-                return self._one(roster, job)
-            except WorkersFailed as error:
-                roster, job = self._recover(roster, error.failures)
-                self._number += 1
+        try:
+            while True:
+                try:
+                    return self._one(roster, job)
+                except WorkersFailed as error:
+                    roster, job = self._recover(roster, error.failures)
+                    self._number += 1
+        finally:
+            self.agents.remove(self.memory_folder)
 
     def _one(self, roster: Roster, job: JobConfig) -> Outcome:
         places = roster.places()
@@ -107,10 +120,24 @@ class Generations:
                 project=self.project,
                 job=job,
                 explicit=self.explicit,
+                memory_folder=self.memory_folder,
             )
             for place in places
         }
-        self.incidents.began(self._number, places, group.processes(waiting))
+        processes = group.processes(waiting)
+        self.incidents.began(self._number, places, processes)
+        watching = Watching(
+            self.watchdog,
+            self.agents,
+            ranks=[
+                WatchedRank(
+                    place=place, process=processes[place.rank], board=specs[place.rank].board
+                )
+                for place in places
+            ],
+            view=self.view,
+            events=self.run.folder.events,
+        )
         group.begin(self.run.work, specs, self.run.folder, waiting)
         controller = Controller(
             group=group,
@@ -119,6 +146,7 @@ class Generations:
             stop=self.stop,
             events=self.run.folder.events,
             progress=self._progress,
+            watching=watching,
             on_step=self.incidents.step,
         )
         try:
@@ -154,6 +182,9 @@ class Generations:
         """Processes that are gone, or still blocked in the work that failed."""
         gone = {f.rank for f in failures if f.kind != "raised"}
         members = dict(enumerate(before.members))
+        lost_hosts = {members[f.rank].node_id for f in failures if f.host_lost}
+        self._lost_nodes |= lost_hosts
+        gone |= {rank for rank, member in members.items() if member.node_id in lost_hosts}
         watches = {
             self.crew.actor(member).watch.remote(): rank
             for rank, member in members.items()
@@ -168,7 +199,7 @@ class Generations:
 
     def _start_in_place_of(self, lost: Member) -> None:
         for node in living_nodes(ray.nodes()):
-            if node.node_id == lost.node_id:
+            if node.node_id == lost.node_id and node.node_id not in self._lost_nodes:
                 self.crew.start(node, lost.bundle)
 
     def _await_enough(self, before: Roster) -> tuple[JobConfig, int]:

@@ -15,12 +15,13 @@ from cluster.exit_record import (
 )
 from cluster.failure import GaveUp, WorkersFailed, first_failure
 from cluster.reading import Outcome
-from cluster.recovery.config import WatchdogConfig
+from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
 from cluster.run_lock import held
 from cluster.signals import StopSignals
 from cluster.view import RunView
 from cluster.waiting import Phases
+from cluster.watchdog.config import WatchdogConfig
 from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.resume import Resume, decide_resume
 from trainer.config import JobConfig
@@ -38,6 +39,7 @@ def launch(
     cluster: ClusterConfig,
     *,
     watchdog: WatchdogConfig,
+    recovery: RecoveryConfig,
     origins: Mapping[str, str],
     recipe_text: str,
     view: RunView,
@@ -45,19 +47,27 @@ def launch(
 ) -> ExitCode:
     """Run `job` on `cluster` to its end and return the exit code; exit.json says the same.
 
-    Call it in the main thread: SIGTERM and SIGINT then save and stop the run. `watchdog` says which
-    faults the run survives. `origins` maps every dotted key to where it was set, "default" where it
-    was not. `recipe_text` is the resolved recipe. Raises RecipeError, with nothing changed, where
-    the ranks cannot be laid out as the recipe says, the run folder and `run.resume` do not fit or
-    another driver holds the folder, and ResourceError where it cannot be written; every later
-    failure is shown by `view.failed` and returned as its code.
+    Call it in the main thread: SIGTERM and SIGINT then save and stop the run. `watchdog` says how
+    faults are noticed, `recovery` what is done about them. `origins` maps every dotted key to where
+    it was set, "default" where it was not. `recipe_text` is the resolved recipe.
+
+    Raises RecipeError, with nothing changed, where the ranks cannot be laid out as the recipe says,
+    the run folder and `run.resume` do not fit or another driver holds the folder, and ResourceError
+    where it cannot be written; every later failure is shown by `view.failed` and returned as its
+    code.
     """
     require_layout(job, cluster.num_workers)
     folder = RunFolder.of(job.run)
     # A refusal writes nothing, so it comes before the folder is made; what counts is read after.
     decide_resume(job.run.resume, folder)
     run = Run(
-        job=job, cluster=cluster, watchdog=watchdog, origins=origins, folder=folder, work=work
+        job=job,
+        cluster=cluster,
+        watchdog=watchdog,
+        recovery=recovery,
+        origins=origins,
+        folder=folder,
+        work=work,
     )
     with held(folder):
         resume = decide_resume(job.run.resume, folder)

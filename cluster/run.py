@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.config import ClusterConfig
-from cluster.recovery.config import WatchdogConfig
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from trainer.config import JobConfig
 from trainer.run_folder import RunFolder
 
@@ -16,6 +17,7 @@ class Run:
     job: JobConfig
     cluster: ClusterConfig
     watchdog: WatchdogConfig
+    recovery: RecoveryConfig
     origins: Mapping[str, str]
     """Where each dotted key was set; "default" where it was not."""
 

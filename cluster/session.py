@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
+from cluster.agents import Agents
 from cluster.config import ClusterConfig
 from cluster.controller import Limits
 from cluster.crew import Crew
@@ -18,12 +19,13 @@ from cluster.probe import ask_nodes, versions
 from cluster.ray_connect import connected
 from cluster.reading import Outcome
 from cluster.recovery.budget import Allowance
-from cluster.recovery.config import WatchdogConfig
+from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
 from cluster.signals import StopSignals
 from cluster.startup import deadlines_by_phase
 from cluster.view import RunView
 from cluster.waiting import Phases, Waiting
+from cluster.watchdog.watch import Watchdog
 from trainer.errors import InfrastructureError
 from trainer.reads import ReadLog, require_read
 
@@ -33,14 +35,14 @@ CHECKING_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The sections `cluster` and `watchdog`, read once and entirely."""
+    """The sections `cluster` and `recovery`, read once and entirely."""
 
     means: Means
     address: str
     placing_s: float
 
 
-def settings_of(config: ClusterConfig, watchdog: WatchdogConfig) -> Settings:
+def settings_of(config: ClusterConfig, recovery: RecoveryConfig) -> Settings:
     """What the sections say, in the words of this package."""
     return Settings(
         means=Means(
@@ -59,13 +61,13 @@ def settings_of(config: ClusterConfig, watchdog: WatchdogConfig) -> Settings:
             ),
             starting_s=config.deadlines.starting_s,
             allowance=Allowance(
-                max_restarts=watchdog.max_restarts,
-                window_s=watchdog.restart_window_s,
-                backoff_s=watchdog.backoff_s,
+                max_restarts=recovery.max_restarts,
+                window_s=recovery.restart_window_s,
+                backoff_s=recovery.backoff_s,
             ),
-            replace_within_s=watchdog.replace_within_s,
-            free_within_s=watchdog.free_within_s,
-            min_workers=min(watchdog.min_workers, config.num_workers),
+            replace_within_s=recovery.replace_within_s,
+            free_within_s=recovery.free_within_s,
+            min_workers=min(recovery.min_workers, config.num_workers),
         ),
         address=config.address,
         placing_s=config.deadlines.placing_s,
@@ -80,15 +82,19 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     """
     reads = ReadLog()
     settings = settings_of(
-        reads.watch(run.cluster, "cluster."), reads.watch(run.watchdog, "watchdog.")
+        reads.watch(run.cluster, "cluster."), reads.watch(run.recovery, "recovery.")
     )
     project = reads.watch(run.job.run, "run.").project
     explicit = run.explicit()
-    own = ("cluster.", "watchdog.")
+    own = ("cluster.", "recovery.")
     require_read(reads, {key: explicit[key] for key in explicit if key.startswith(own)})
-    # The command line reads the prompt when the run is over.
+    # The command line reads the prompt when the run is over; the watchdog reads as it goes.
     elsewhere = reads.read | {"run.sample_prompt"}
-    for_ranks = {key: where for key, where in explicit.items() if key not in elsewhere}
+    for_ranks = {
+        key: where
+        for key, where in explicit.items()
+        if key not in elsewhere and not key.startswith("watchdog.")
+    }
     phases.begin("connecting")
     try:
         with connected(settings.address):
@@ -99,10 +105,17 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
                 by_id = {node.node_id: node for node in nodes}
                 nodes_of = {b: by_id[n] for b, n in nodes_of_bundles(group).items()}
                 waiting = phases.begin("starting", deadline_s=settings.means.starting_s)
-                with closing(Crew(group, settings.means.needs, run.folder, run.work)) as crew:
+                here = ray.get_runtime_context().get_node_id()
+                with (
+                    closing(Agents(here)) as agents,
+                    closing(Crew(group, settings.means.needs, run.folder, run.work)) as crew,
+                ):
+                    agents.open(sorted(set(nodes_of_bundles(group).values())))
                     start(crew, nodes_of, waiting)
                     return Generations(
                         crew=crew,
+                        agents=agents,
+                        watchdog=Watchdog(run.watchdog),
                         run=run,
                         means=settings.means,
                         project=project,

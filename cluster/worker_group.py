@@ -69,15 +69,17 @@ class WorkerGroup:
         )
         self._watches = {actor.watch.remote(): rank for rank, actor in self._actors.items()}
 
-    def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the moment at which a rank's work or process ends."""
+    def pause(self, seconds: float) -> bool:
+        """Wait, but not beyond the moment at which a rank's work or process ends; whether one
+        did."""
         watched = [ref for ref, rank in self._watches.items() if rank not in self._dropped]
         if not watched:
             time.sleep(seconds)
-            return
+            return False
         ended, _ = ray.wait(watched, num_returns=1, timeout=seconds)
         for ref in ended:
             del self._watches[ref]
+        return bool(ended)
 
     def read(self, *, timeout_s: float) -> Answers:
         """Ask every worker that owes no answer; collect what arrives within `timeout_s`."""

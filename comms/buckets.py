@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from comms.ledger import Ledger
+from comms.telemetry.recorder import UNRECORDED
 from comms.volume import all_reduce_bytes
 
 
@@ -47,6 +48,7 @@ class _Bucket:
         self.parameters = parameters
         self.missing = len(parameters)
         self.work: Pending | None = None
+        self.token = UNRECORDED
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
@@ -98,11 +100,11 @@ class GradientBuckets:
         for bucket in self._buckets:
             bucket.missing = 0
         self._send_ready()
-        with self._ledger.waiting():
-            for bucket in self._buckets:
-                if bucket.work is not None:
+        for bucket in self._buckets:
+            if bucket.work is not None:
+                with self._ledger.waiting(bucket.token):
                     bucket.work.wait()
-                    bucket.work = None
+                bucket.work, bucket.token = None, UNRECORDED
 
     def squared_norm(self) -> Tensor:
         """This rank's share of the sum of squares of all gradients, a 0-dim fp32 tensor on their
@@ -130,14 +132,15 @@ class GradientBuckets:
             self._next += 1
 
     def _send(self, bucket: _Bucket) -> None:
-        if self._ranks == 1:
+        if self._group is None or self._ranks == 1:
             return
         if self._exchange is not None:
             shapes = [parameter.shape for parameter in bucket.parameters]
             bucket.work = self._exchange.start(f"bucket{self._next}", bucket.flat, shapes)
             return
         payload_bytes = bucket.flat.numel() * bucket.flat.element_size()
-        self._ledger.sent(self._axis, "all_reduce", all_reduce_bytes(payload_bytes, self._ranks))
+        sent_bytes = all_reduce_bytes(payload_bytes, self._ranks)
+        bucket.token = self._ledger.begin(self._axis, "all_reduce", sent_bytes, self._group)
         bucket.work = dist.all_reduce(bucket.flat, group=self._group, async_op=True)
 
 

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from comms.buckets import GradientBuckets
 from comms.ledger import Ledger
 from parallel.config import ParallelConfig
+from parallel.counted import ReplicaSums
 from parallel.gradients import Gradients
 from parallel.hierarchy.mesh import build_hierarchy_mesh
 from parallel.hierarchy.sharding import HierarchicalSharding
@@ -89,7 +90,7 @@ def parallelize(
     if layout.hierarchical:
         return _shard_apart(model, parts.blocks, meshes, config, param_dtype, ledger)
     if layout.shard > 1 or layout.tp > 1 or param_dtype != torch.float32:
-        shard_parameters(
+        sums = shard_parameters(
             model,
             blocks=parts.blocks,
             experts=parts.experts,
@@ -98,22 +99,25 @@ def parallelize(
             reshard_after_forward=config.reshard_after_forward,
             ledger=ledger,
         )
-        return _Sharded(model, ranks=layout.world_size // layout.pp)
+        return _Sharded(model, ranks=layout.world_size // layout.pp, replica_sums=sums)
     return _Whole(model, meshes, config.bucket_bytes, ledger)
 
 
 class _Sharded:
     """A model whose parameters, gradients and optimizer states are cut alike by FSDP2."""
 
-    def __init__(self, model: nn.Module, *, ranks: int) -> None:
+    def __init__(
+        self, model: nn.Module, *, ranks: int, replica_sums: Sequence[ReplicaSums]
+    ) -> None:
         self._model = model
         self._ranks = ranks
+        self._replica_sums = replica_sums
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self._model.named_parameters()
 
     def gradients(self) -> Gradients:
-        return ShardedGradients(self._model, ranks=self._ranks)
+        return ShardedGradients(self._model, ranks=self._ranks, replica_sums=self._replica_sums)
 
     def publish(self) -> None:
         """The optimizer has written into the parameters themselves."""

@@ -10,8 +10,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from comms.ledger import Ledger
-from comms.volume import all_reduce_bytes
-from parallel.counted import count_collectives
+from parallel.counted import ReplicaSums, count_collectives
 from parallel.mesh import Meshes
 
 
@@ -24,8 +23,9 @@ def shard_parameters(
     param_dtype: torch.dtype,
     reshard_after_forward: bool,
     ledger: Ledger,
-) -> None:
-    """Shard each block, then what is left of the model, over `shard`, replicated over `replica`.
+) -> list[ReplicaSums]:
+    """Shard each block, then what is left of the model, over `shard`, replicated over `replica`;
+    what counts the sums over `replica`, for `ShardedGradients`.
 
     Parameters of `experts`, already cut over `ep`, are sharded over `expert_shard` alone.
     Parameters stay fp32 and are gathered as `param_dtype`; gradients are reduced in fp32 and
@@ -33,6 +33,7 @@ def shard_parameters(
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     dense, sparse = meshes.dense["replica", "shard"], meshes.experts["replica", "expert_shard"]
+    sums = []
     if meshes.layout.ep > 1:
         for module in experts:
             fully_shard(
@@ -42,7 +43,7 @@ def shard_parameters(
                 reshard_after_forward=reshard_after_forward,
                 shard_placement_fn=_placement(sparse["expert_shard"].size()),
             )
-            _count(module, "expert_shard", meshes, ledger)
+            sums += _count(module, "expert_shard", meshes, ledger)
     for block in blocks:
         fully_shard(
             block,
@@ -51,7 +52,7 @@ def shard_parameters(
             reshard_after_forward=reshard_after_forward,
             shard_placement_fn=_placement(meshes.layout.shard),
         )
-        _count(block, "shard", meshes, ledger)
+        sums += _count(block, "shard", meshes, ledger)
     # The root's own parameters are needed again at once in backward.
     fully_shard(
         model,
@@ -60,15 +61,17 @@ def shard_parameters(
         reshard_after_forward=False,
         shard_placement_fn=_placement(meshes.layout.shard),
     )
-    _count(model, "shard", meshes, ledger)
+    return sums + _count(model, "shard", meshes, ledger)
 
 
-def _count(module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger) -> None:
+def _count(module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger) -> list[ReplicaSums]:
     """Sum gradients instead of averaging them, and count what is sent."""
     assert isinstance(module, FSDPModule)
-    count_collectives(module, ledger, axis)
+    sums = []
     if meshes.layout.replica > 1:
-        module.set_all_reduce_hook(_AllReduceCounter(ledger, meshes.layout.replica))
+        sums = [ReplicaSums(ledger, "replica", meshes.group("replica"))]
+    count_collectives(module, ledger, axis, *sums)
+    return sums
 
 
 def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
@@ -106,9 +109,12 @@ class ShardedGradients:
     """Gradients of an FSDP2 model: reduce-scattered every round, all-reduced over `replica` in
     the last one, so that no rank ever holds more than its shard between rounds."""
 
-    def __init__(self, model: nn.Module, *, ranks: int) -> None:
+    def __init__(
+        self, model: nn.Module, *, ranks: int, replica_sums: Sequence[ReplicaSums] = ()
+    ) -> None:
         """`ranks` hold this model together, in shards and copies."""
         self._modules = fsdp_modules(model)
+        self._replica_sums = replica_sums
         self._ranks = ranks
         self._by_shards: dict[int, list[nn.Parameter]] = {}
         for parameter in model.parameters():
@@ -116,6 +122,8 @@ class ShardedGradients:
 
     def start_round(self, *, last: bool) -> None:
         """Sum over `replica` only in the last round."""
+        for sums in self._replica_sums:
+            sums.last = last
         for module in self._modules:
             module.set_requires_all_reduce(last, recurse=False)
             module.set_is_last_backward(last)
@@ -150,15 +158,3 @@ def _num_shards(parameter: nn.Parameter) -> int:
         return 1
     sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
     return prod(size for placement, size in sizes if not placement.is_replicate())
-
-
-class _AllReduceCounter:
-    """Called by FSDP2 after its all-reduce over `replica`, with what was reduced."""
-
-    def __init__(self, ledger: Ledger, ranks: int) -> None:
-        self._ledger = ledger
-        self._ranks = ranks
-
-    def __call__(self, reduced: Tensor) -> None:
-        payload_bytes = reduced.numel() * reduced.element_size()
-        self._ledger.sent("replica", "all_reduce", all_reduce_bytes(payload_bytes, self._ranks))

@@ -69,6 +69,7 @@ def run(context: typer.Context, recipe: RecipeName) -> None:
             loaded.recipe.job,
             loaded.recipe.cluster,
             watchdog=loaded.recipe.watchdog,
+            recovery=loaded.recipe.recovery,
             origins=loaded.origins,
             recipe_text=loaded.text,
             view=view,

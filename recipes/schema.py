@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from cluster.config import ClusterConfig
-from cluster.recovery.config import WatchdogConfig
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from recipes.keys import documentation, nested_dataclasses
 from trainer.config import JobConfig
 
@@ -26,7 +27,10 @@ class Recipe(JobConfig):
     """Processes and hosts."""
 
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
-    """Faults: how they are noticed and what is done."""
+    """How faults are noticed."""
+
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    """What is done about them."""
 
     @property
     def job(self) -> JobConfig:

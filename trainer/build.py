@@ -1,6 +1,7 @@
 """Join the parts of one training process: the one place that knows them all."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes, device_of, side_group
 from comms.ledger import Ledger
+from comms.telemetry.recorder import Recorder
 from parallel.experts.placement import loan_cost_rows
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -36,6 +38,9 @@ from trainer.schedule import build_schedule
 from trainer.state import arithmetic_of, tensors_of
 from trainer.stopwatch import Stopwatch
 
+PHASES = {"begin": "rounds", "summed": "vote", "voted": "update", "updated": "report"}
+"""Of a step, by the mark at which each begins; before the first it waits for its data."""
+
 
 def build(
     config: JobConfig,
@@ -44,12 +49,14 @@ def build(
     tokenizer: Tokenizer,
     corpus: Corpus,
     listeners: Listeners,
+    recorder: Recorder | None = None,
 ) -> Job:
-    """Make every part and join them. All ranks call it, after joining the default group."""
+    """Make every part and join them. All ranks call it, after joining the default group. With
+    `recorder`, what the job does can be read from outside while it does it."""
     listeners.status.enter("building")
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
-    ledger = Ledger()
+    ledger = Ledger(recorder=recorder)
     assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
@@ -85,9 +92,14 @@ def build(
         saver=saver,
         elastic=open_elastic(assembly, planner),
         ledger=ledger,
-        stopwatch=Stopwatch(device_of(environment)),
+        stopwatch=Stopwatch(device_of(environment), partial(enter_phase, ledger)),
         listeners=listeners,
     )
+
+
+def enter_phase(ledger: Ledger, mark: str) -> None:
+    """Record the phase of a step that begins at a mark of its stopwatch."""
+    ledger.enter(PHASES[mark])
 
 
 def require_same_data_everywhere(corpus: Corpus, environment: RankEnvironment) -> None:

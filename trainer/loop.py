@@ -26,6 +26,7 @@ def train(job: Job) -> Outcome:
     ended_s = time.perf_counter()
     for step in job.remaining_steps():
         verdict, ended_s = run_step(job, step, ended_s=ended_s)
+        job.ledger.enter("save")
         refuse_endless_skipping(job, verdict)
         job.saver.save_if_due(step, by_time=verdict.save)
         job.listeners.status.enter("training", step)
@@ -47,6 +48,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     `ended_s` is when the step before ended, so that nothing between two steps goes uncounted.
     """
     begin_s = time.perf_counter()
+    job.ledger.begin_step(step, "data")
     work = job.feed.take(step)
     data_s = time.perf_counter() - begin_s
     seed_step(job, step)

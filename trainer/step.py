@@ -52,6 +52,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         ),
         rank=job.environment.rank,
         world_size=job.environment.world_size,
+        ledger=job.ledger,
     )
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
@@ -76,6 +77,7 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
 
 
 def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
+    job.ledger.end_step()
     bytes_sent, waited_s = job.ledger.take()
     watch = job.stopwatch
     return StepResult(

@@ -7,6 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from comms.ledger import Ledger
+from comms.volume import all_reduce_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
@@ -57,7 +60,7 @@ class Verdict:
         return math.isfinite(self.loss_sum + self.aux_sum) and math.isfinite(self.grad_norm)
 
 
-def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
+def vote(ballot: Ballot, *, rank: int, world_size: int, ledger: Ledger | None = None) -> Verdict:
     """Add up all ballots. Every rank calls it once per step, after gradients are summed.
 
     Raises RuntimeError where ranks are not at the same step: then their collectives no longer
@@ -82,7 +85,12 @@ def vote(ballot: Ballot, *, rank: int, world_size: int) -> Verdict:
     load = ballot.expert_load.to("cpu", torch.float64)
     urn = torch.cat([scalars, health, load.flatten()])
     if world_size > 1:
-        dist.all_reduce(urn)
+        group = dist.group.WORLD
+        assert group is not None
+        ledger = Ledger() if ledger is None else ledger
+        sent_bytes = all_reduce_bytes(urn.nbytes, world_size)
+        with ledger.recorded("vote", "all_reduce", sent_bytes, group):
+            dist.all_reduce(urn, group=group)
     scalar_count = scalars.numel()
     loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped = urn[
         :scalar_count

@@ -51,11 +51,11 @@ def refusal(faults: Sequence[Fault], allowance: Allowance) -> str:
     """Why the run is not started again after the last of `faults`; empty where it is."""
     newest = faults[-1]
     if allowance.max_restarts == 0:
-        return "watchdog.max_restarts is 0"
+        return "recovery.max_restarts is 0"
     recent = [f for f in faults if newest.at_s - f.at_s <= allowance.window_s]
     if len(recent) > allowance.max_restarts:
         return (
-            f"{len(recent)} faults within {allowance.window_s:g} s, and watchdog.max_restarts is "
+            f"{len(recent)} faults within {allowance.window_s:g} s, and recovery.max_restarts is "
             f"{allowance.max_restarts}"
         )
     if _in_vain(faults) > MOST_IN_VAIN:

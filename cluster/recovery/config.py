@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchdogConfig:
-    """How faults are noticed, and what is done about them."""
+class RecoveryConfig:
+    """What is done about faults."""
 
     max_restarts: int = 20
     """Recoveries within `restart_window_s` before the run ends with exit code 12; 0 ends it at the
@@ -31,9 +31,9 @@ class WatchdogConfig:
 
     def __post_init__(self) -> None:
         if self.max_restarts < 0:
-            raise ValueError(f"watchdog.max_restarts must not be negative, got {self.max_restarts}")
+            raise ValueError(f"recovery.max_restarts must not be negative, got {self.max_restarts}")
         if self.min_workers < 1:
-            raise ValueError(f"watchdog.min_workers must be at least 1, got {self.min_workers}")
+            raise ValueError(f"recovery.min_workers must be at least 1, got {self.min_workers}")
         for name in ("restart_window_s", "backoff_s", "replace_within_s", "free_within_s"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"watchdog.{name} must be positive, got {getattr(self, name)}")
+                raise ValueError(f"recovery.{name} must be positive, got {getattr(self, name)}")

@@ -19,6 +19,7 @@ Guarantees, each asserted in tests/comms/compression/test_exchange.py:
 import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ from comms.compression.dense import Dense, reduce_dense_runs
 from comms.compression.dgc import DeepGradientCompression
 from comms.compression.econtrol import ErrorControl
 from comms.compression.geometry import Geometry, cut
-from comms.compression.method import Method, Phases, Scratch, Step
+from comms.compression.method import Method, Phases, Scratch, Step, recorded
 from comms.compression.momentum import Momentum
 from comms.compression.powersgd import PowerSGD
 from comms.compression.quantized import QuantizedAllReduce
@@ -111,9 +112,11 @@ class Exchange:
         steps = slot.steps + slot.open
         ratio = ratio_at(steps, self._step_config)
         method = self._dense if begins_dense(steps, self._step_config) else self._method
-        self._count(flat.numel(), geometry, ratio, method)
+        tokens = self._begin(flat.numel(), geometry, ratio, method)
         seed = zlib.crc32(f"{self._config.seed}/{key}/{steps}".encode())
         phases = self._phases(slot, flat, geometry, ratio, seed, method)
+        if self._ledger is not None and self._ledger.recorder is not None:
+            phases = recorded(phases, self._ledger.recorder, tokens)
         serial = method.phases > 1 or self._inside is not None
         return self._runner.submit(phases, flat, serial=serial, then=then)
 
@@ -206,14 +209,17 @@ class Exchange:
         if norm > limit:
             flat *= limit / norm
 
-    def _count(self, numel: int, geometry: Geometry, ratio: float, method: Method) -> None:
+    def _begin(self, numel: int, geometry: Geometry, ratio: float, method: Method) -> list[int]:
+        """Count and record what one exchange sends. Its collectives of a kind are one record."""
         if self._ledger is None:
-            return
-        for operation, sent_bytes in self._sent_bytes(geometry, ratio, method).items():
-            self._ledger.sent(self._axis, operation, sent_bytes)
+            return []
+        begin = partial(self._ledger.begin, started=False)
+        sent = self._sent_bytes(geometry, ratio, method)
+        tokens = [begin(self._axis, o, sent_bytes, self._group) for o, sent_bytes in sent.items()]
         if self._inside is not None:
-            for operation, sent_bytes in inside_bytes(numel, self._inside.size()).items():
-                self._ledger.sent(f"{self._axis}_inside", operation, sent_bytes)
+            axis, sent = f"{self._axis}_inside", inside_bytes(numel, self._inside.size())
+            tokens += [begin(axis, o, sent_bytes, self._inside) for o, sent_bytes in sent.items()]
+        return tokens
 
     def _phases(
         self,

@@ -13,7 +13,8 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.launch import launch
-from cluster.recovery.config import WatchdogConfig
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from tests.jobs import tiny_job
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
@@ -64,6 +65,7 @@ def run(job: JobConfig, view: Any, **cluster: Any) -> ExitCode:
         job,
         ClusterConfig(address="auto", **cluster),
         watchdog=WatchdogConfig(),
+        recovery=RecoveryConfig(),
         origins={},
         recipe_text="run: {}\n",
         view=view,

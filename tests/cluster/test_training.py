@@ -8,7 +8,8 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.launch import launch
-from cluster.recovery.config import WatchdogConfig
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from tests.jobs import tiny_job
 from trainer.checkpoint.folder import list_complete
 from trainer.errors import ExitCode
@@ -27,6 +28,7 @@ def test_a_run_leaves_everything_that_is_promised(
             job,
             ClusterConfig(address="auto"),
             watchdog=WatchdogConfig(),
+            recovery=RecoveryConfig(),
             origins={},
             recipe_text="run: {}\n",
             view=view,
