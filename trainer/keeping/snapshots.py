@@ -59,11 +59,7 @@ class Snapshots:
         place = rank_folder(folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks)
         make_folder(folder, place)
         self._place = place
-        size = payload_bytes(self._placed)
-        self._slots = [
-            Slot(place / f"slot-{n}", owner, description_bytes=described, payload_bytes=size)
-            for n in range(slots)
-        ]
+        self._slots = _slots(place, owner, slots, described, payload_bytes(self._placed))
         self._parts: list[_Parts] = [((), []) for _ in self._slots]
         self._staging = DeviceStaging(self._placed)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
@@ -158,3 +154,15 @@ class Snapshots:
         """Let the snapshot under way become whole, and end the thread."""
         self.settle()
         self._thread.shutdown()
+
+
+def _slots(place: Path, owner: Owner, count: int, described: int, size: int) -> list[Slot]:
+    """Empty slots, all of them or none."""
+    try:
+        return [
+            Slot(place / f"slot-{n}", owner, description_bytes=described, payload_bytes=size)
+            for n in range(count)
+        ]
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
