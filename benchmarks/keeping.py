@@ -3,8 +3,8 @@
     python benchmarks/keeping.py [--recipe quickstart] [--rounds 15] [--steps 10] [--json]
 
 Two ranks train; stretches of ten steps with a snapshot after each and stretches without take turns.
-The peer is what one would do by hand: a copy of every tensor into ordinary memory between two steps,
-which dies with its process and is checked by nothing.
+The peer is what one would do by hand: a copy of every tensor into ordinary memory between two
+steps, which dies with its process and is checked by nothing.
 """
 
 import statistics
