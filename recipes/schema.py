@@ -45,6 +45,7 @@ class Recipe(JobConfig):
             parallel=self.parallel,
             checkpoint=self.checkpoint,
             offload=self.offload,
+            keep=self.keep,
         )
 
 

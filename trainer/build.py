@@ -25,6 +25,7 @@ from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.job import Job, Listeners, Rules
+from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
@@ -35,6 +36,7 @@ from trainer.resume import Restored, restore
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
 from trainer.schedule import build_schedule
+from trainer.snapshot_opening import find_own_snapshots, folder_of, open_snapshots
 from trainer.state import arithmetic_of, tensors_of
 from trainer.stopwatch import Stopwatch
 
@@ -69,13 +71,21 @@ def build(
         group=checkpoint_group,
         assembly=assembly,
         cursor=cursor,
+        find_snapshots=lambda: find_own_snapshots(
+            config.keep, folder, environment, checkpoint_group
+        ),
     )
     progress = Progress() if restored is None else restored.progress
+    describe_run = describer_of(assembly, environment, progress, cursor)
+    # Before the saver uses the same group from a thread of its own.
+    memory = open_memory_saver(
+        config, folder, environment, checkpoint_group, assembly, describe_run, restored
+    )
     saver = open_saver(
         config.checkpoint,
         folder,
         checkpoint_group,
-        snapshot=snapshot_of(assembly, environment, progress, cursor),
+        snapshot=snapshot_of(assembly, environment, describe_run),
         events=folder.events if environment.rank == 0 else None,
         restored=restored,
     )
@@ -90,6 +100,7 @@ def build(
         planner=planner,
         feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
         saver=saver,
+        memory=memory,
         elastic=open_elastic(assembly, planner),
         ledger=ledger,
         stopwatch=Stopwatch(device_of(environment), partial(enter_phase, ledger)),
@@ -169,26 +180,64 @@ def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
     )
 
 
-def snapshot_of(
+def describer_of(
     assembly: Assembly, environment: RankEnvironment, progress: Progress, cursor: dict[str, Any]
+) -> Describe:
+    """A function that says where the run is now. It sends nothing and waits for nothing."""
+    unchanging = {
+        "data": cursor,
+        "architecture": asdict(assembly.architecture),
+        "layout": asdict(assembly.layout),
+        "arithmetic": arithmetic_of(assembly, environment),
+    }
+
+    def describe() -> dict[str, Any]:
+        counts = {"step": progress.step, "tokens": progress.tokens, "updates": progress.updates}
+        return {**counts, **unchanging}
+
+    return describe
+
+
+def snapshot_of(
+    assembly: Assembly, environment: RankEnvironment, describe_run: Describe
 ) -> Snapshot:
     """A function that says what the run is now: its tensors, and their description."""
 
     def snapshot() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        loss = probe_loss(assembly, environment)
-        description = {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "updates": assembly.optimizer.updates,
-            "data": cursor,
-            "architecture": asdict(assembly.architecture),
-            "layout": asdict(assembly.layout),
-            "arithmetic": arithmetic_of(assembly, environment),
-            "probe_loss": loss,
-        }
+        description = {**describe_run(), "probe_loss": probe_loss(assembly, environment)}
         return tensors_of(assembly.weights, assembly.optimizer), description
 
     return snapshot
+
+
+def open_memory_saver(
+    config: JobConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    describe_run: Describe,
+    restored: Restored | None,
+) -> MemorySaver:
+    """What takes snapshots in memory, where there are to be any."""
+    snapshots = open_snapshots(
+        config.keep,
+        folder,
+        environment,
+        group,
+        assembly=assembly,
+        meta=describe_run(),
+        forget=restored is None or restored.back,
+    )
+    return MemorySaver(
+        snapshots,
+        interval_steps=config.keep.every_steps,
+        folder=folder_of(config.keep, folder),
+        assembly=assembly,
+        describe_run=describe_run,
+        environment=environment,
+        events=folder.events,
+    )
 
 
 def open_saver(
@@ -205,8 +254,11 @@ def open_saver(
         folder.checkpoints, keep_last=config.keep_last, group=group, blocking=config.blocking
     )
     saver = Saver(checkpointer, config, snapshot=snapshot, events=events)
-    if restored is not None and restored.path.parent == folder.checkpoints:
-        saver.resumed(restored.progress.step, restored.path)
+    if restored is not None and restored.on_disk is not None:
+        if restored.on_disk == restored.path:
+            saver.resumed(restored.progress.step, restored.path)
+        else:
+            saver.found(restored.on_disk)
     return saver
 
 

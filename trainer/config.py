@@ -7,6 +7,7 @@ from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
+from trainer.keeping.config import KeepingConfig
 from trainer.model.config import ModelConfig
 
 
@@ -162,6 +163,7 @@ class JobConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    keep: KeepingConfig = field(default_factory=KeepingConfig)
 
     def __post_init__(self) -> None:
         for rule in (self._batch_rule, self._context_rule, self._scratch_rule):

@@ -8,6 +8,7 @@ from comms.ledger import Ledger
 from trainer.assembly import Assembly
 from trainer.elastic import ElasticExperts
 from trainer.feed import StepFeed
+from trainer.memory_saver import MemorySaver
 from trainer.metrics import Sink, StepReport
 from trainer.planner.protocol import Planner
 from trainer.progress import Progress
@@ -83,6 +84,9 @@ class Job:
     planner: Planner
     feed: StepFeed
     saver: Saver
+    memory: MemorySaver
+    """Takes snapshots in memory."""
+
     elastic: ElasticExperts | None
     """Moves experts between ranks; None where they stay."""
 
@@ -98,5 +102,6 @@ class Job:
         """End threads and flush what is written. Every rank calls it once."""
         self.feed.close()
         self.saver.close()
+        self.memory.close()
         for sink in self.listeners.sinks:
             sink.close()

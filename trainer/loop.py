@@ -29,12 +29,15 @@ def train(job: Job) -> Outcome:
         job.ledger.enter("save")
         refuse_endless_skipping(job, verdict)
         job.saver.save_if_due(step, by_time=verdict.save)
+        job.memory.save_if_due(step)
         job.listeners.status.enter("training", step)
         if verdict.stop and step < job.rules.total_steps:
             stopped = True
             break
     job.listeners.status.enter("stopping")
+    job.memory.settle()
     checkpoint = job.saver.finish(job.progress.step)
+    job.memory.finish()
     return Outcome(
         kind="stopped" if stopped else "finished",
         step=job.progress.step,
@@ -73,6 +76,7 @@ def advance(job: Job, work: StepWork, verdict: Verdict) -> None:
     """Count the step."""
     job.progress.step = work.plan.step
     job.progress.tokens += work.num_tokens
+    job.progress.updates += verdict.commit
     job.progress.skipped_in_row = 0 if verdict.commit else job.progress.skipped_in_row + 1
 
 
@@ -120,6 +124,7 @@ def make_report(
         plan=work.plan,
         measured=replace(result.measured, data_s=data_s),
         bytes_sent=result.bytes_sent,
+        snapshot_wait_s=result.snapshot_wait_s,
         movement=job.assembly.optimizer.movement if verdict.commit else None,
     )
 

@@ -61,6 +61,9 @@ class StepReport:
     bytes_sent: dict[str, int]
     """Payload bytes this rank sent, per axis and collective."""
 
+    snapshot_wait_s: float = 0.0
+    """How long the update waited for the snapshot of the step before."""
+
     movement: Movement | None = None
     """What the optimizer moved between memory, disk and device; None where its states stay."""
 
@@ -90,6 +93,7 @@ class StepReport:
             "expert_imbalance": self.expert_imbalance,
             "dropped_share": self.dropped_share,
             "skipped": self.skipped,
+            "snapshot_wait_s": self.snapshot_wait_s,
             **self._movement_record(),
         }
 

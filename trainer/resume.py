@@ -1,7 +1,8 @@
-"""Go on from a checkpoint, and prove that it is the same run."""
+"""Go on from a snapshot in memory or a checkpoint on disk, and prove that it is the same run."""
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import torch.distributed as dist
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes
 from trainer.assembly import Assembly
-from trainer.checkpoint.folder import set_aside_later
-from trainer.checkpoint.loading import Loaded, load
+from trainer.checkpoint.filling import Source
+from trainer.checkpoint.folder import set_aside_later, step_of
+from trainer.checkpoint.loading import Loaded, StepFolder, load_first
 from trainer.checkpoint.proof import Precision, check_same_loss
-from trainer.checkpoint.resume import decide_resume, drop_later_steps
+from trainer.checkpoint.resume import Resume, decide_resume, drop_later_steps
+from trainer.keeping.newest import in_order
+from trainer.keeping.source import SnapshotSource
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder, append_event
@@ -27,7 +31,13 @@ class Restored:
 
     progress: Progress
     path: Path
-    """The checkpoint it goes on from."""
+    """The snapshot or checkpoint it goes on from."""
+
+    on_disk: Path | None
+    """The newest checkpoint of this run, read or not."""
+
+    back: bool
+    """Whether the user went back on purpose."""
 
 
 def restore(
@@ -38,41 +48,78 @@ def restore(
     group: dist.ProcessGroup,
     assembly: Assembly,
     cursor: dict[str, Any],
+    find_snapshots: Callable[[], list[SnapshotSource]],
 ) -> Restored | None:
-    """Load the newest loadable checkpoint that `run.resume` allows; None starts afresh.
+    """Load the newest whole state that `run.resume` allows; None starts afresh.
 
-    All ranks call it. Raises RecipeError where the checkpoint does not fit the recipe, DataError
-    where none can be loaded, NumericError where the loss of the probe batch is another one than
-    when the checkpoint was written.
+    All ranks call it. Snapshots in memory, which `find_snapshots` looks for, come before
+    checkpoints of the same step. Raises RecipeError where the state does not fit the recipe,
+    DataError where none can be loaded, NumericError where the loss of the probe batch is another
+    one than when the checkpoint was written.
     """
-    candidates = _agreed_candidates(mode, folder, environment, group)
-    if not candidates:
+    decision = _agreed_decision(mode, folder, environment, group)
+    snapshots = find_snapshots() if _takes_newest(mode, decision) else []
+    sources = _sources(snapshots, decision.candidates)
+    if not sources:
         _drop_lines(folder, environment, 0)
         return None
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    loaded = load(tensors, candidates, group)
+    loaded = load_first(tensors, sources, group)
     assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
     assembly.optimizer.restored(tensors, loaded.meta["updates"])
     del tensors
-    _prove(loaded, assembly, environment)
+    if loaded.place == "disk":
+        # A snapshot has no such loss: every byte of it was checked against its checksum instead.
+        _prove(loaded, assembly, environment)
     if environment.rank == 0 and mode not in ("auto", "must"):
         _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
-    progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"])
-    return Restored(progress=progress, path=loaded.path)
+    meta = loaded.meta
+    return Restored(
+        progress=Progress(step=loaded.step, tokens=meta["tokens"], updates=meta["updates"]),
+        path=loaded.path,
+        on_disk=_newest_on_disk(loaded, decision, folder),
+        back=decision.back,
+    )
 
 
-def _agreed_candidates(
+def _agreed_decision(
     mode: str, folder: RunFolder, environment: RankEnvironment, group: dist.ProcessGroup
-) -> list[Path]:
+) -> Resume:
     """What rank 0 sees, so that a late view of a shared folder cannot split the ranks."""
     payload = b""
     if environment.rank == 0:
         decision = decide_resume(mode, folder)
-        payload = json.dumps([str(path) for path in decision.candidates]).encode()
-    return [Path(path) for path in json.loads(broadcast_bytes(payload, group=group))]
+        fields = [decision.kind, [str(path) for path in decision.candidates], decision.back]
+        payload = json.dumps(fields).encode()
+    kind, paths, back = json.loads(broadcast_bytes(payload, group=group))
+    return Resume(kind=kind, candidates=tuple(Path(path) for path in paths), back=back)
+
+
+def _takes_newest(mode: str, decision: Resume) -> bool:
+    """Whether the run goes on from its own newest state, wherever that is."""
+    return mode != "never" and decision.kind != "from" and not decision.back
+
+
+def _sources(snapshots: Sequence[SnapshotSource], candidates: Sequence[Path]) -> list[Source]:
+    """All that may be loaded, in the order of trying. Without snapshots, names do not matter: the
+    user may have copied a checkpoint to a folder of any name."""
+    if not snapshots:
+        return [StepFolder(path) for path in candidates]
+    disk_steps = [step_of(path) for path in candidates]
+    return [
+        snapshots[found.number] if found.kind == "memory" else StepFolder(candidates[found.number])
+        for found in in_order([snapshot.step for snapshot in snapshots], disk_steps)
+    ]
+
+
+def _newest_on_disk(loaded: Loaded, decision: Resume, folder: RunFolder) -> Path | None:
+    own = [path for path in decision.candidates if path.parent == folder.checkpoints]
+    if loaded.place == "disk":
+        return loaded.path if loaded.path in own else None
+    return own[0] if own else None
 
 
 def _prove(loaded: Loaded, assembly: Assembly, environment: RankEnvironment) -> None:
@@ -114,5 +161,10 @@ def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> 
             cause=reason,
         )
     append_event(
-        folder.events, now_s=now_s, kind="resumed", step=loaded.step, path=str(loaded.path)
+        folder.events,
+        now_s=now_s,
+        kind="resumed",
+        step=loaded.step,
+        path=str(loaded.path),
+        place=loaded.place,
     )

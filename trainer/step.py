@@ -19,6 +19,8 @@ class StepResult:
     """data_s is left at zero: the loop knows it."""
 
     bytes_sent: dict[str, int]
+    snapshot_wait_s: float
+    """How long the snapshot of the step before was waited for."""
 
 
 def train_step(job: Job, work: StepWork) -> StepResult:
@@ -38,6 +40,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     )
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
+    snapshot_wait_s = job.memory.settle()
     verdict = vote(
         Ballot(
             step=step,
@@ -60,7 +63,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         _update(job, work.plan, verdict, rate)
     job.assembly.gradients.zero()
     job.stopwatch.mark("updated")
-    return _result(job, verdict, rate)
+    return _result(job, verdict, rate, snapshot_wait_s)
 
 
 def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
@@ -76,7 +79,7 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
         )
 
 
-def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
+def _result(job: Job, verdict: Verdict, rate: float, snapshot_wait_s: float) -> StepResult:
     job.ledger.end_step()
     bytes_sent, waited_s = job.ledger.take()
     watch = job.stopwatch
@@ -90,4 +93,5 @@ def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
             bubble_s=watch.seconds("summed", "voted"),
         ),
         bytes_sent=bytes_sent,
+        snapshot_wait_s=snapshot_wait_s,
     )

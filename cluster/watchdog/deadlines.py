@@ -28,6 +28,9 @@ NEST = 1.5
 REMEMBERED_STEPS = 2000
 """For how long an unusually long pause raises the deadline."""
 
+NO_SAVE_S = 0.5
+"""A shorter stay in a long phase says nothing of it: there was nothing to save, for example."""
+
 _TRANSFER = "transfer"
 _REMEMBERED = 16
 _USUAL = 0.95
@@ -106,7 +109,7 @@ class History:
         """A rank went on after being silent for so long, with nobody to wait for."""
         if phase in IN_STEP:
             self._silences_s.append(seconds)
-        least_s = self._config.stuck_floor_s / _OVER_USUAL if phase in IN_STEP else 0.0
+        least_s = self._config.stuck_floor_s / _OVER_USUAL if phase in IN_STEP else NO_SAVE_S
         if seconds > least_s:
             self._remember(phase, seconds, step)
 

@@ -1,7 +1,17 @@
 """What the phases of a rank mean to the watchdog."""
 
 IN_STEP = frozenset(
-    {"training", "step", "round", "forward", "backward", "compute", "communication", "reduce"}
+    {
+        "training",
+        "step",
+        "rounds",
+        "report",
+        "forward",
+        "backward",
+        "compute",
+        "communication",
+        "reduce",
+    }
     | {"data", "feed", "clip", "vote", "update", "publish", "rounds", "report"}
 )
 """Phases that every step goes through. Others are long: nobody expects them to end in a step."""

@@ -69,14 +69,10 @@ class StalenessBound:
 
         `step` is the next to be taken: while step k is being trained it is k + 1. `running` are
         those under way that a worker answers now; they include prompts that go on after a loss.
+        None for weights newer than `step`: training went back, and they are of steps undone.
         """
         lag = step - version
-        if lag < 0:
-            raise ValueError(
-                f"version={version} is newer than step={step} starts from; `step` is the next that "
-                "takes prompts, and trains version `step`"
-            )
-        if lag > self.max_staleness:
+        if not 0 <= lag <= self.max_staleness:
             return 0
         rooms = self._rooms(step, under_way, taken=0)
         return max(0, min(self.max_running - running, *rooms[self.max_staleness - lag :]))
@@ -162,4 +158,6 @@ def distribution(step: int, versions: Sequence[int]) -> StalenessDistribution:
             f"step {step} trains an answer of version {max(versions)}, which comes later; count "
             "steps from the first version"
         )
-    return StalenessDistribution(counts=tuple(counts[s] for s in range(max(counts, default=-1) + 1)))
+    return StalenessDistribution(
+        counts=tuple(counts[s] for s in range(max(counts, default=-1) + 1))
+    )
