@@ -66,7 +66,7 @@ def candidates(config: OffloadConfig, *, on_device: bool) -> tuple[Placement, ..
     if config.optimizer != "auto":
         return (config.optimizer,)
     beside: tuple[Placement, ...] = ("interleaved",) if on_device else ()
-    disk: tuple[Placement, ...] = ("disk",) if config.disk else ()
+    disk: tuple[Placement, ...] = ("disk",) if config.disks else ()
     return ("device", *beside, *disk)
 
 
@@ -88,7 +88,7 @@ def options_of(placement: Placement, config: OffloadConfig) -> StateOptions:
     return replace(
         options,
         disk_share=config.disk_share,
-        disk=tuple(str(Path(folder).expanduser()) for folder in config.disk),
+        disk=tuple(str(Path(folder).expanduser()) for folder in config.disks),
         disk_depth=config.disk_depth,
         disk_timeout_s=config.disk_timeout_s,
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from offload.activations.blocks import ROW_GRANULE, BlockParts, BlockSwap, swapped_rows
-from offload.activations.policy import KEEP, RECOMPUTE, ActivationPolicy
+from offload.activations.policy import KEEP, SELECTIVE, ActivationPolicy
 from offload.activations.rounding import RoundingBuffers
 from tests.offload.activations.small import (
     forward,
@@ -23,7 +23,7 @@ def test_every_policy_gives_the_same_gradients(tmp_path, tokens, dtype):
     x = torch.randn(tokens, 48).to(dtype)
     reference = make_blocks(dtype=dtype)
     expected = train(reference, lambda: forward(reference, x))
-    policies = [KEEP, RECOMPUTE, *(swap_of(a, "disk") for a in (0.0, 0.3, 0.64, 1.0))]
+    policies = [KEEP, SELECTIVE, *(swap_of(a, "disk") for a in (0.0, 0.3, 0.64, 1.0))]
     for policy in policies:
         with open_swap("disk", tmp_path, targets=RoundingBuffers()) as swap:
             blocks = make_blocks(dtype=dtype)
@@ -36,7 +36,7 @@ def test_the_policy_may_change_every_step(tmp_path):
     x = torch.randn(150, 48)
     reference, blocks = make_blocks(), make_blocks()
     expected = train(reference, lambda: forward(reference, x), steps=6)
-    policies = iter([swap_of(0.5), KEEP, swap_of(1.0), RECOMPUTE, swap_of(0.0), swap_of(0.5)])
+    policies = iter([swap_of(0.5), KEEP, swap_of(1.0), SELECTIVE, swap_of(0.0), swap_of(0.5)])
     with open_swap("host", tmp_path) as swap:
         runner = BlockSwap({"host": swap}, num_blocks=len(blocks))
 
