@@ -80,11 +80,12 @@ def is_weight(tensor: Tensor) -> bool:
     leaf = _leaf_behind(tensor)
     if not isinstance(leaf, DTensor):
         return False
-    mine = leaf.detach().to_local().untyped_storage()
+    with torch.no_grad():
+        mine = leaf.to_local().untyped_storage()
     return mine._cdata == tensor.untyped_storage()._cdata
 
 
-def _leaf_behind(tensor: Tensor) -> Tensor | None:
+def _leaf_behind(tensor: Tensor) -> object:
     """The leaf that a few functions of one argument made `tensor` from, if that is so."""
     node: Node | None = tensor.grad_fn
     for _ in range(_FUNCTIONS_FROM_WEIGHT):
@@ -92,8 +93,7 @@ def _leaf_behind(tensor: Tensor) -> Tensor | None:
             return None
         node = node.next_functions[0][0]
         if node is not None and node.name() == "torch::autograd::AccumulateGrad":
-            leaf: Tensor = node.variable  # type: ignore[attr-defined]
-            return leaf
+            return node.variable  # type: ignore[attr-defined]
     return None
 
 
