@@ -233,6 +233,8 @@ class ActivationPlanner:
         if kind == "keep":
             return f"activations stay: about {need} beside weights and states"
         line = f"activations: {choice.policy}, about {need} on the device"
+        if choice.peak_bytes > room.device_bytes:
+            line += ", the least of all choices"
         if choice.extra_s:
             line += f", {choice.extra_s:.3g} s a round to compute again"
         if room.tier is not None and kind == "swap":
