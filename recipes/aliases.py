@@ -96,6 +96,8 @@ ALIASES: dict[str, str] = {
     "activation_checkpointing": "train.recompute",
     "activation_checkpoint": "train.recompute",
     "remat": "train.recompute",
+    "activation_offloading": "offload.activations",
+    "enable_activation_offloading": "offload.activations",
     # optim, sched
     "learning_rate": "optim.lr",
     "max_lr": "optim.lr",

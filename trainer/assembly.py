@@ -9,10 +9,15 @@ import torch.distributed as dist
 from comms.config import RankEnvironment
 from comms.groups import device_of
 from comms.ledger import Ledger
+from offload.activations.policy import Kind
+from offload.weights import local
 from parallel.gradients import Gradients
 from parallel.layout import Layout
 from parallel.mesh import build_mesh
 from parallel.pool import SequencePool, open_pool
+from trainer.activation_setup import set_up_activations
+from trainer.activation_tiers import open_activations
+from trainer.activations import Activations
 from trainer.config import JobConfig, TrainConfig
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
@@ -51,6 +56,10 @@ class Assembly:
     pool: SequencePool
     gradients: Gradients
     optimizer: Optimizer
+    activations: Activations
+    activation_kinds: tuple[Kind, ...]
+    """What a plan may choose from for them."""
+
     origin: str
     """Where the weights come from, in a sentence."""
 
@@ -80,6 +89,15 @@ def assemble(
     spreading.allocate(device_of(environment))
     origin = _fill(spreading.weights, config)
     gradients, rounds = spreading.start()
+    setup = set_up_activations(
+        config,
+        architecture,
+        layout,
+        environment,
+        dtype=dtype,
+        parameters=sum(local(p).numel() for p in spreading.weights.parameters()),
+    )
+    optimizer = build_optimizer(spreading.weights, config, layout, environment, beside=setup.need)
     return Assembly(
         architecture=architecture,
         layout=layout,
@@ -95,7 +113,9 @@ def assemble(
             ledger=ledger,
         ),
         gradients=gradients,
-        optimizer=build_optimizer(spreading.weights, config, layout, environment),
+        optimizer=optimizer,
+        activations=open_activations(setup, spreading.weights.model, environment),
+        activation_kinds=setup.kinds,
         origin=origin,
     )
 

@@ -166,11 +166,29 @@ class JobConfig:
     keep: KeepingConfig = field(default_factory=KeepingConfig)
 
     def __post_init__(self) -> None:
-        for rule in (self._batch_rule, self._context_rule, self._scratch_rule):
+        for rule in (
+            self._batch_rule,
+            self._context_rule,
+            self._scratch_rule,
+            self._activation_rule,
+        ):
             rule()
 
+    def _activation_rule(self) -> None:
+        wanted = self.offload.activations
+        if self.train.recompute and wanted not in ("auto", "recompute"):
+            raise ValueError(
+                f"train.recompute=true runs whole blocks again, but offload.activations={wanted} "
+                "says otherwise; set train.recompute to false, or offload.activations to recompute"
+            )
+        if self.train.compile and wanted in ("selective", "swap"):
+            raise ValueError(
+                f"offload.activations={wanted} takes blocks apart, which train.compile=true makes "
+                "one graph of; set train.compile to false, or offload.activations to recompute"
+            )
+
     def _scratch_rule(self) -> None:
-        for folder in self.offload.disk:
+        for folder in self.offload.disks:
             if not folder.startswith(("/", "~")):
                 raise ValueError(
                     f"offload.disk={folder!r} is relative, and ranks start in folders of their "

@@ -126,6 +126,7 @@ def make_report(
         bytes_sent=result.bytes_sent,
         snapshot_wait_s=result.snapshot_wait_s,
         movement=job.assembly.optimizer.movement if verdict.commit else None,
+        activations=result.activations,
     )
 
 

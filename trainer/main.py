@@ -126,6 +126,7 @@ def _train(
         outcome = train(job)
         # Only after a clean end: a disk that hangs would hold up the error that it caused.
         job.assembly.optimizer.close()
+        job.assembly.activations.close()
         if environment.rank == 0:
             append_event(
                 job.folder.events,

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.movement import Movement
+from trainer.movement import ActivationMovement, Movement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.run_folder import append_line
 
@@ -67,6 +67,9 @@ class StepReport:
     movement: Movement | None = None
     """What the optimizer moved between memory, disk and device; None where its states stay."""
 
+    activations: ActivationMovement | None = None
+    """What activations moved; None where none can."""
+
     @property
     def tokens_per_s(self) -> float:
         """Input tokens per second, all ranks together."""
@@ -95,6 +98,7 @@ class StepReport:
             "skipped": self.skipped,
             "snapshot_wait_s": self.snapshot_wait_s,
             **self._movement_record(),
+            **self._activation_record(),
         }
 
     def _movement_record(self) -> dict[str, float]:
@@ -108,10 +112,28 @@ class StepReport:
             "offload_device_share": moved.device_share,
         }
 
+    def _activation_record(self) -> dict[str, float]:
+        moved = self.activations
+        if moved is None:
+            return {}
+        return {
+            "activation_moved_gib": (moved.stored_bytes + moved.fetched_bytes) / 2**30,
+            "activation_recomputed_gib": moved.recomputed_bytes / 2**30,
+            "activation_saved_gib": moved.saved_bytes / 2**30,
+            "activation_hidden_s": moved.hidden_s,
+            "activation_exposed_s": moved.exposed_s,
+        }
+
     def plan_record(self) -> dict[str, Any]:
         """The line of plans.jsonl."""
         plan = self.plan
         moved_bytes = {} if self.movement is None else self.movement.moved_bytes
+        if self.activations is not None:
+            moved_bytes = {
+                **moved_bytes,
+                "activations_stored": self.activations.stored_bytes,
+                "activations_fetched": self.activations.fetched_bytes,
+            }
         return {
             "step": self.step,
             "layout": asdict(plan.layout),

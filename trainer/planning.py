@@ -10,6 +10,7 @@ from trainer.data.corpus import packing_of
 from trainer.measure import measure_hardware
 from trainer.model.config import Architecture
 from trainer.model.size import parameter_count, parameter_shapes, step_flops
+from trainer.planner.activations import ActivationPlanner
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.costs import AttentionShape, ModelCost
 from trainer.planner.fixed import FixedPlanner
@@ -31,6 +32,15 @@ def build_planner(
     Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
     """
     planner = _assigning_planner(config, environment, assembly, arithmetic)
+    room = assembly.activations.room
+    if room is not None:
+        share = config.offload.activation_share
+        planner = ActivationPlanner(
+            planner,
+            kinds=assembly.activation_kinds,
+            room=room,
+            share=None if share == "auto" else share,
+        )
     optimizer = assembly.optimizer
     if optimizer.placement == "device":
         return planner
@@ -45,7 +55,10 @@ def _assigning_planner(
 ) -> Planner:
     cost = model_cost(config, assembly)
     hardware = measure_hardware(device_of(environment), ranks_per_host=assembly.ranks_per_host)
-    activation: Activation = "recompute" if config.train.recompute else "keep"
+    # Where there is a choice, it is made on top of a plan that keeps everything.
+    activation: Activation = "keep"
+    if assembly.activation_kinds == ("recompute",):
+        activation = "recompute"
     if config.parallel.sp == 1 and packing_of(config.data) != "single":
         return FixedPlanner(
             layout=assembly.layout,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from comms.groups import device_of
 from trainer.feed import StepWork
 from trainer.job import Job
+from trainer.movement import ActivationMovement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.vote import Ballot, Verdict, vote
 
@@ -21,6 +22,8 @@ class StepResult:
     bytes_sent: dict[str, int]
     snapshot_wait_s: float
     """How long the snapshot of the step before was waited for."""
+    activations: ActivationMovement | None
+    """None where none can move."""
 
 
 def train_step(job: Job, work: StepWork) -> StepResult:
@@ -30,14 +33,15 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     the gradient. The update is made only if all ranks find losses and gradients finite.
     """
     step, layout = work.plan.step, job.assembly.layout
-    job.assembly.weights.model.recompute = work.plan.activation == "recompute"
+    job.assembly.activations.follow(work.plan.activation)
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
-    parts = job.assembly.rounds.train(
-        [batch.to(device_of(job.environment)) for batch in work.batches],
-        [job.assembly.sharing(group) for group in work.groups],
-        divisor=work.num_targets,
-    )
+    with job.assembly.activations.watched(step):
+        parts = job.assembly.rounds.train(
+            [batch.to(device_of(job.environment)) for batch in work.batches],
+            [job.assembly.sharing(group) for group in work.groups],
+            divisor=work.num_targets,
+        )
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
     snapshot_wait_s = job.memory.settle()
@@ -83,15 +87,19 @@ def _result(job: Job, verdict: Verdict, rate: float, snapshot_wait_s: float) -> 
     job.ledger.end_step()
     bytes_sent, waited_s = job.ledger.take()
     watch = job.stopwatch
+    moved = job.assembly.activations.take_movement()
+    copies_s = 0.0 if moved is None else moved.exposed_s
     return StepResult(
         verdict=verdict,
         learning_rate=rate,
         measured=Terms(
-            compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s),
+            compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s - copies_s),
             communication_s=waited_s,
+            copies_s=copies_s,
             update_s=watch.seconds("voted", "updated"),
             bubble_s=watch.seconds("summed", "voted"),
         ),
         bytes_sent=bytes_sent,
         snapshot_wait_s=snapshot_wait_s,
+        activations=moved,
     )

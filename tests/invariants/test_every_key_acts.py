@@ -23,9 +23,6 @@ from trainer.reads import leaves_of
 DRIVER_KEYS = {"run.project", "run.sample_prompt"}
 """Read by the driver, which these runs do without."""
 
-LIBRARY_PREFIX = "offload.activation"
-"""Options of `swap_activations`, which no run switches on: set in a recipe they are refused."""
-
 
 def _chat(job: JobConfig, folder: Path) -> JobConfig:
     lines = [
@@ -83,7 +80,7 @@ def _folder_model(job: JobConfig, folder: Path) -> JobConfig:
 
 
 def _offloaded(job: JobConfig, folder: Path) -> list[tuple[JobConfig, int]]:
-    """Runs that read all keys of optimizer states outside the device."""
+    """Runs that read all keys of optimizer states and activations outside the device."""
     disk = OffloadConfig(optimizer="disk", disk=(str(folder / "scratch"),), disk_depth=1)
     interleaved = OffloadConfig(optimizer="interleaved")
     return [(replace(job, offload=disk), 2), (replace(job, offload=interleaved), 1)]
@@ -92,7 +89,6 @@ def _offloaded(job: JobConfig, folder: Path) -> list[tuple[JobConfig, int]]:
 def _unread(config: JobConfig, ranks: int) -> tuple[set[str], set[str]]:
     """All leaves of a job, and those that nothing reads while it is set up."""
     names = {name for name, _ in leaves_of(config)} - DRIVER_KEYS
-    names = {name for name in names if not name.startswith(LIBRARY_PREFIX)}
     with pytest.raises(RecipeError) as refused:
         train_on_ranks(config, ranks, explicit={name: "here" for name in names} | {"z.z": "here"})
     lines = [line for line in str(refused.value).splitlines() if line.startswith("here: ")]

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from parallel.layout import Layout
 from trainer.metrics import JsonlSink, StepReport
-from trainer.movement import Movement
+from trainer.movement import ActivationMovement, Movement
 from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
 from trainer.tensorboard import TensorBoardSink
 
@@ -107,6 +107,30 @@ def test_what_the_optimizer_moved_is_told_and_only_then():
         "replica/all_reduce": 77,
         "offload/disk_read": 2**30,
         "offload/disk_written": 2**30,
+    }
+
+
+def test_what_activations_moved_is_told_and_only_then():
+    assert not [name for name in _report().metrics_record() if name.startswith("activation")]
+    moved = ActivationMovement(
+        stored_bytes=2**30,
+        fetched_bytes=2**29,
+        recomputed_bytes=2**28,
+        saved_bytes=2**31,
+        transfer_s=1.5,
+        exposed_s=0.5,
+    )
+    report = replace(_report(), activations=moved)
+    metrics = report.metrics_record()
+    assert metrics["activation_moved_gib"] == 1.5
+    assert metrics["activation_recomputed_gib"] == 0.25
+    assert metrics["activation_saved_gib"] == 2.0
+    assert metrics["activation_hidden_s"] == 1.0
+    assert metrics["activation_exposed_s"] == 0.5
+    assert report.plan_record()["bytes"] == {
+        "replica/all_reduce": 77,
+        "offload/activations_stored": 2**30,
+        "offload/activations_fetched": 2**29,
     }
 
 

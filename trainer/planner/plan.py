@@ -13,6 +13,7 @@ from parallel.layout import Layout
 from parallel.sequence.stretches import AttentionScheme
 
 Activation = Literal["keep", "recompute"]
+"""What a planner that does not choose reckons with."""
 
 Padding = Literal["rows", "group"]
 """How far streams are padded: each sequence to seq_len, or the last one until the group's ranks can
@@ -94,7 +95,9 @@ class StepPlan:
     layout: Layout
     rounds: tuple[Round, ...]
     padding: Padding = "rows"
-    activation: Activation = "keep"
+    activation: str = "keep"
+    """What happens to the activations of blocks, as `parse_policy` reads it."""
+
     optimizer: str = "device"
     """Where optimizer states are: `device`, `host`, `interleaved` or `disk`."""
 
