@@ -5,10 +5,12 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from comms.compression.fsdp import ShardHooks
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes
 from parallel.counted import count_collectives
@@ -24,15 +26,18 @@ def shard_parameters(
     param_dtype: torch.dtype,
     reshard_after_forward: bool,
     ledger: Ledger,
+    sum_over_replicas: bool = True,
 ) -> None:
-    """Shard each block, then what is left of the model, over `shard`, replicated over `replica`.
+    """Shard each block, then what is left of the model, over `shard`, replicated over `replica`;
+    without `sum_over_replicas` the caller sums gradients over `replica`.
 
     Parameters of `experts`, already cut over `ep`, are sharded over `expert_shard` alone.
     Parameters stay fp32 and are gathered as `param_dtype`; gradients are reduced in fp32 and
     summed, not averaged. All ranks call it, before parameters have storage or after.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
-    dense, sparse = meshes.dense["replica", "shard"], meshes.experts["replica", "expert_shard"]
+    dense, sparse = _fsdp_meshes(meshes, sum_over_replicas)
+    sums_here = sum_over_replicas and meshes.layout.replica > 1
     if meshes.layout.ep > 1:
         for module in experts:
             fully_shard(
@@ -42,7 +47,7 @@ def shard_parameters(
                 reshard_after_forward=reshard_after_forward,
                 shard_placement_fn=_placement(sparse["expert_shard"].size()),
             )
-            _count(module, "expert_shard", meshes, ledger)
+            _count(module, "expert_shard", meshes, ledger, sums_here)
     for block in blocks:
         fully_shard(
             block,
@@ -51,7 +56,7 @@ def shard_parameters(
             reshard_after_forward=reshard_after_forward,
             shard_placement_fn=_placement(meshes.layout.shard),
         )
-        _count(block, "shard", meshes, ledger)
+        _count(block, "shard", meshes, ledger, sums_here)
     # The root's own parameters are needed again at once in backward.
     fully_shard(
         model,
@@ -60,14 +65,24 @@ def shard_parameters(
         reshard_after_forward=False,
         shard_placement_fn=_placement(meshes.layout.shard),
     )
-    _count(model, "shard", meshes, ledger)
+    _count(model, "shard", meshes, ledger, sums_here)
 
 
-def _count(module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger) -> None:
+def _fsdp_meshes(meshes: Meshes, sum_over_replicas: bool) -> tuple[DeviceMesh, DeviceMesh]:
+    """For dense parameters and for experts: the shard axis, behind `replica` where FSDP2 sums over
+    that too."""
+    if sum_over_replicas:
+        return meshes.dense["replica", "shard"], meshes.experts["replica", "expert_shard"]
+    return meshes.dense["shard"], meshes.experts["expert_shard"]
+
+
+def _count(
+    module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger, sums_over_replicas: bool
+) -> None:
     """Sum gradients instead of averaging them, and count what is sent."""
     assert isinstance(module, FSDPModule)
     count_collectives(module, ledger, axis)
-    if meshes.layout.replica > 1:
+    if sums_over_replicas:
         module.set_all_reduce_hook(_AllReduceCounter(ledger, meshes.layout.replica))
 
 
@@ -106,9 +121,14 @@ class ShardedGradients:
     """Gradients of an FSDP2 model: reduce-scattered every round, all-reduced over `replica` in
     the last one, so that no rank ever holds more than its shard between rounds."""
 
-    def __init__(self, model: nn.Module, *, ranks: int) -> None:
-        """`ranks` hold this model together, in shards and copies."""
+    def __init__(
+        self, model: nn.Module, *, ranks: int, ledger: Ledger, hooks: ShardHooks | None = None
+    ) -> None:
+        """`ranks` hold this model together, in shards and copies; `hooks` sum over the copies in
+        place of FSDP2."""
         self._modules = fsdp_modules(model)
+        self._ledger = ledger
+        self._hooks = hooks
         self._ranks = ranks
         self._by_shards: dict[int, list[nn.Parameter]] = {}
         for parameter in model.parameters():
@@ -119,9 +139,14 @@ class ShardedGradients:
         for module in self._modules:
             module.set_requires_all_reduce(last, recurse=False)
             module.set_is_last_backward(last)
+        if self._hooks is not None:
+            self._hooks.start_round(last=last)
 
     def finish(self) -> None:
-        """FSDP2 has waited for its reductions at the end of backward."""
+        """FSDP2 has waited for its own reductions at the end of backward."""
+        if self._hooks is not None:
+            with self._ledger.waiting():
+                self._hooks.finish()
 
     def squared_norm(self) -> Tensor:
         """Sum of squares of the local shards, each divided by how many ranks hold the same."""

@@ -14,15 +14,29 @@ Guarantees, each asserted in tests/comms/compression/test_fsdp.py:
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from comms.compression.exchange import Exchange
 from comms.compression.flat import FlatGradient, Piece
 from comms.compression.runner import Pending
+
+
+class ShardExchange(Protocol):
+    """Something that sums flat gradients over replicas, such as
+    `comms.compression.exchange.Exchange`."""
+
+    @property
+    def ranks(self) -> int:
+        """Ranks whose gradients are summed."""
+
+    def start(
+        self, key: str, flat: Tensor, shapes: Sequence[Sequence[int]] | None = None
+    ) -> Pending:
+        """Begin to sum `flat` in place; `shapes` are those of the tensors in it, in order."""
 
 
 class ShardHooks:
@@ -46,7 +60,9 @@ class ShardHooks:
             hook.finish()
 
 
-def compress_shards(model: nn.Module, exchange: Exchange, *, average: bool = True) -> ShardHooks:
+def compress_shards(
+    model: nn.Module, exchange: ShardExchange, *, average: bool = True
+) -> ShardHooks:
     """Sum the gradient shards of every FSDP module over the exchange's ranks.
 
     With `average`, gradients are divided by all ranks, as FSDP2 does by itself; without, they are
@@ -74,7 +90,7 @@ class _ModuleHook:
     """
 
     def __init__(
-        self, key: str, parameters: list[nn.Parameter], exchange: Exchange, *, average: bool
+        self, key: str, parameters: list[nn.Parameter], exchange: ShardExchange, *, average: bool
     ) -> None:
         self.last = True
         self.key = key
