@@ -9,6 +9,7 @@ Guarantees, each asserted in tests/parallel/test_replicas.py:
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -32,7 +33,8 @@ def exchange_lines(layout: Layout, ranks_per_host: int) -> tuple[Lines, Lines]:
     lines = sorted({layout.line("replica", rank) for rank in range(layout.world_size)})
     by_host = [_by_host(line, ranks_per_host) for line in lines]
     sizes = {len(members) for hosts in by_host for members in hosts}
-    if len(sizes) > 1 or sizes & {1, layout.replica}:
+    # What ranks of `tp` hold alike has to travel whole, and parts of hosts' sums do not tell it.
+    if len(sizes) > 1 or sizes & {1, layout.replica} or layout.tp > 1:
         return lines, []
     inside = [members for hosts in by_host for members in hosts]
     between = [place for hosts in by_host for place in zip(*hosts, strict=True)]
@@ -145,10 +147,17 @@ def open_replicas(
     group = own_group(between)
     assert group is not None
     exchange = Exchange(
-        steady(config),
+        steady(_clipping_parts(config, layout)),
         group=group,
         inside=own_group(inside) if inside else None,
         ledger=ledger,
         axis="replica",
     )
     return Replicas(exchange, config=config, two_level=bool(inside))
+
+
+def _clipping_parts(config: CompressionConfig, layout: Layout) -> CompressionConfig:
+    """A rank sees the norm of what it holds alone: of N equal parts, the root of N less."""
+    if config.clip_norm is None:
+        return config
+    return replace(config, clip_norm=config.clip_norm / (layout.shard * layout.pp) ** 0.5)

@@ -37,6 +37,7 @@ class Recipe(JobConfig):
             parallel=self.parallel,
             checkpoint=self.checkpoint,
             offload=self.offload,
+            comms=self.comms,
         )
 
 

@@ -1,5 +1,6 @@
 """Join the parts of one training process: the one place that knows them all."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
 from trainer.probe import probe_loss
 from trainer.progress import Progress
+from trainer.replica_state import describe_replicas, replica_tensors
 from trainer.resume import Restored, restore
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
@@ -121,7 +123,7 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     return Rules(
         total_steps=config.train.steps,
         max_skipped_steps=config.train.max_skipped_steps,
-        max_grad_norm=config.optim.max_grad_norm,
+        max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
         seed=config.run.seed,
@@ -131,6 +133,11 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
             config.parallel.rebalance_interval_steps if assembly.layout.ep > 1 else 0
         ),
     )
+
+
+def _clipping_norm(config: JobConfig) -> float:
+    """What the update clips to; with `dgc` ranks have clipped before momentum was added."""
+    return math.inf if config.comms.replica.method == "dgc" else config.optim.max_grad_norm
 
 
 def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
@@ -173,8 +180,10 @@ def snapshot_of(
             "layout": asdict(assembly.layout),
             "arithmetic": arithmetic_of(assembly, environment),
             "probe_loss": loss,
+            "replicas": describe_replicas(assembly),
         }
-        return tensors_of(assembly.weights, assembly.optimizer), description
+        tensors = tensors_of(assembly.weights, assembly.optimizer)
+        return tensors | replica_tensors(assembly, environment.rank), description
 
     return snapshot
 

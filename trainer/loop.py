@@ -119,6 +119,7 @@ def make_report(
         measured=replace(result.measured, data_s=data_s),
         bytes_sent=result.bytes_sent,
         movement=job.assembly.optimizer.movement if verdict.commit else None,
+        exchanged=result.exchanged,
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.exchanged import Exchanged
 from trainer.movement import Movement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.run_folder import append_line
@@ -64,6 +65,9 @@ class StepReport:
     movement: Movement | None = None
     """What the optimizer moved between memory, disk and device; None where its states stay."""
 
+    exchanged: Exchanged | None = None
+    """What replicas sent each other compressed; None where they send whole gradients."""
+
     @property
     def tokens_per_s(self) -> float:
         """Input tokens per second, all ranks together."""
@@ -91,6 +95,7 @@ class StepReport:
             "dropped_share": self.dropped_share,
             "skipped": self.skipped,
             **self._movement_record(),
+            **self._exchange_record(),
         }
 
     def _movement_record(self) -> dict[str, float]:
@@ -102,6 +107,18 @@ class StepReport:
             "offload_hidden": moved.hidden,
             "offload_stall_s": moved.stall_s,
             "offload_device_share": moved.device_share,
+        }
+
+    def _exchange_record(self) -> dict[str, float]:
+        sent = self.exchanged
+        if sent is None:
+            return {}
+        return {
+            "replica_sent_mib": sent.sent_bytes / 2**20,
+            "replica_dense_mib": sent.dense_bytes / 2**20,
+            "replica_saving": sent.saving,
+            "replica_exposed_s": sent.waited_s,
+            "replica_error_norm": sent.error_norm,
         }
 
     def plan_record(self) -> dict[str, Any]:
@@ -119,6 +136,7 @@ class StepReport:
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,
             "compression": plan.compression,
+            "replica_bytes": plan.replica_bytes,
             "predicted": asdict(plan.predicted),
             "measured": asdict(self.measured),
             "bytes": {

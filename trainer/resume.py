@@ -17,6 +17,7 @@ from trainer.checkpoint.proof import Precision, check_same_loss
 from trainer.checkpoint.resume import decide_resume, drop_later_steps
 from trainer.probe import probe_loss
 from trainer.progress import Progress
+from trainer.replica_state import PREFIX, restore_replicas
 from trainer.run_folder import RunFolder, append_event
 from trainer.state import arithmetic_of, require_same_data, tensors_to_fill
 
@@ -50,7 +51,7 @@ def restore(
         _drop_lines(folder, environment, 0)
         return None
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    loaded = load(tensors, candidates, group)
+    loaded = load(tensors, candidates, group, apart=PREFIX)
     assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
     assembly.optimizer.restored(tensors, loaded.meta["updates"])
@@ -60,6 +61,7 @@ def restore(
         _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
+    _continue_exchange(loaded, folder, environment, group, assembly)
     progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"])
     return Restored(progress=progress, path=loaded.path)
 
@@ -98,6 +100,25 @@ def _return_to(loaded: Loaded, folder: RunFolder) -> None:
 def _drop_lines(folder: RunFolder, environment: RankEnvironment, step: int) -> None:
     if environment.rank == 0:
         drop_later_steps(folder, step)
+
+
+def _continue_exchange(
+    loaded: Loaded,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+) -> None:
+    saved = loaded.meta.get("replicas")
+    for cause in restore_replicas(assembly, environment.rank, loaded.path, saved, group):
+        if environment.rank == 0:
+            append_event(
+                folder.events,
+                now_s=time.time(),
+                kind="compression_reset",
+                step=loaded.step,
+                cause=cause,
+            )
 
 
 def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> None:

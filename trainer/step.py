@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from comms.compression.config import WHOLE, StepChoice
 from comms.groups import device_of
+from parallel.replicas import Replicas
+from trainer.exchanged import Exchanged
 from trainer.feed import StepWork
 from trainer.job import Job
 from trainer.planner.plan import StepPlan, Terms
@@ -19,6 +22,8 @@ class StepResult:
     """data_s is left at zero: the loop knows it."""
 
     bytes_sent: dict[str, int]
+    exchanged: Exchanged | None = None
+    """What replicas sent each other compressed; None where they send whole gradients."""
 
 
 def train_step(job: Job, work: StepWork) -> StepResult:
@@ -29,6 +34,9 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     """
     step, layout = work.plan.step, job.assembly.layout
     job.assembly.weights.model.recompute = work.plan.activation == "recompute"
+    replicas = job.assembly.replicas
+    if replicas is not None:
+        replicas.choose(StepChoice.parse(work.plan.compression))
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
     parts = job.assembly.rounds.train(
@@ -55,6 +63,8 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     )
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
+    if replicas is not None:
+        replicas.settle(commit=verdict.commit)
     if verdict.commit:
         _update(job, work.plan, verdict, rate)
     job.assembly.gradients.zero()
@@ -77,7 +87,7 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
 
 def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
     bytes_sent, waited_s = job.ledger.take()
-    watch = job.stopwatch
+    watch, replicas = job.stopwatch, job.assembly.replicas
     return StepResult(
         verdict=verdict,
         learning_rate=rate,
@@ -88,4 +98,15 @@ def _result(job: Job, verdict: Verdict, rate: float) -> StepResult:
             bubble_s=watch.seconds("summed", "voted"),
         ),
         bytes_sent=bytes_sent,
+        exchanged=None if replicas is None else _exchanged(replicas, bytes_sent),
+    )
+
+
+def _exchanged(replicas: Replicas, bytes_sent: dict[str, int]) -> Exchanged:
+    """Of the step that was just settled."""
+    return Exchanged(
+        sent_bytes=sum(n for name, n in bytes_sent.items() if name.startswith("replica/")),
+        dense_bytes=replicas.step_bytes(WHOLE),
+        waited_s=replicas.take_waited_s(),
+        error_norm=replicas.exchange.error_norm(),
     )

@@ -172,6 +172,9 @@ class StepChoice:
 
 _RANK = "rank"
 
+WHOLE = StepChoice(method="none")
+"""Gradients as they are."""
+
 
 def used_keys(config: ReplicaConfig) -> tuple[str, ...]:
     """Names of the fields that have an effect with this method; only what decides it is read."""
@@ -224,7 +227,7 @@ def choice_at(step: int, config: ReplicaConfig) -> StepChoice:
     """What `step`, counted from 0, sends as `config` asks: whole at first for some methods, then
     with a ratio that falls to its final value."""
     if begins_dense(step, config):
-        return StepChoice(method="none")
+        return WHOLE
     match config.compresses:
         case "dgc" | "top_k" | "rand_k":
             ratio = float(f"{ratio_at(step, config):.3g}")

@@ -184,11 +184,13 @@ def _layout(parameters: list[nn.Parameter]) -> FlatGradient:
 
 def _padded_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Shape of this parameter's part on the rank that has most of it. The shard axis comes first
-    in a mesh, and cuts what the other axes leave."""
+    in a mesh, and cuts what the other axes leave. What ranks of other axes hold alike they must
+    get alike, though what is compressed beside it differs: it is a vector, which travels whole."""
     tensor = _sharded(parameter)
     shape = list(tensor.shape)
     cuts = list(zip(tensor.placements, tensor.device_mesh.shape, strict=True))
     for placement, ranks in reversed(cuts):
         if isinstance(placement, Shard | _StridedShard):
             shape[placement.dim] = -(-shape[placement.dim] // ranks)
-    return tuple(shape)
+    alike = any(placement.is_replicate() and ranks > 1 for placement, ranks in cuts)
+    return (prod(shape),) if alike else tuple(shape)

@@ -60,16 +60,19 @@ class Loaded:
     skipped: Skipped
 
 
-def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -> Loaded:
+def load(
+    state: State, candidates: Sequence[Path], group: ProcessGroup | None, *, apart: str = "\0"
+) -> Loaded:
     """Fill `state` in place from the first of `candidates` that is whole.
 
-    All ranks of `group`, which carries CPU tensors, call it; rank 0's candidates count. Raises
+    All ranks of `group`, which carries CPU tensors, call it; rank 0's candidates count. What the
+    checkpoint holds under names that begin with `apart` need not be in the state. Raises
     RecipeError where the checkpoint is of another model, DataError where none can be loaded.
     """
     chosen = choose_loadable(candidates, group)
     path, manifest = chosen.path, chosen.manifest
     outlines = agree_all(group, f"comparing with {path.name}", lambda: outline_of(state))
-    problems = differences(joined_outline(outlines), manifest)
+    problems = differences(joined_outline(outlines), manifest, apart=apart)
     if problems:
         raise RecipeError(
             f"{path} is a checkpoint of another model: {'; '.join(problems)}. "
@@ -122,9 +125,18 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         raise DataError(f"{path} cannot be read: {describe(error)}") from error
 
 
-def differences(outline: Outline, manifest: Manifest) -> list[str]:
-    """How the tensors of all ranks differ from the checkpoint, with some examples."""
-    stored = manifest.tensors
+def fill(state: State, path: Path) -> None:
+    """Fill `state` in place from the step folder `path`, which was checked and holds all of it.
+
+    Raises OSError or ValueError where it cannot be read.
+    """
+    _fill(state, path, read_manifest(path))
+
+
+def differences(outline: Outline, manifest: Manifest, *, apart: str = "\0") -> list[str]:
+    """How the tensors of all ranks differ from the checkpoint, with some examples; those whose
+    names begin with `apart` are not looked at."""
+    stored = {n: entry for n, entry in manifest.tensors.items() if not n.startswith(apart)}
     missing = [name for name in outline if name not in stored]
     extra = [name for name in stored if name not in outline]
     reshaped = [
