@@ -28,6 +28,7 @@ from parallel.gradients import Gradients
 from parallel.hierarchy.mesh import build_hierarchy_mesh
 from parallel.hierarchy.sharding import HierarchicalSharding
 from parallel.hierarchy.widths import Widths
+from parallel.layout import Layout
 from parallel.mesh import Meshes
 from parallel.replicas import Replicas
 from parallel.shard import ShardedGradients, shard_parameters
@@ -103,7 +104,7 @@ def parallelize(
             ledger=ledger,
             sum_over_replicas=replicas is None,
         )
-        return _Sharded(model, layout.world_size // layout.pp, ledger, replicas)
+        return _Sharded(model, layout, ledger, replicas)
     return _Whole(model, meshes, config.bucket_bytes, ledger, replicas)
 
 
@@ -111,10 +112,10 @@ class _Sharded:
     """A model whose parameters, gradients and optimizer states are cut alike by FSDP2."""
 
     def __init__(
-        self, model: nn.Module, ranks: int, ledger: Ledger, replicas: Replicas | None
+        self, model: nn.Module, layout: Layout, ledger: Ledger, replicas: Replicas | None
     ) -> None:
         self._model = model
-        self._ranks = ranks
+        self._layout = layout
         self._ledger = ledger
         self._replicas = replicas
 
@@ -125,9 +126,12 @@ class _Sharded:
         hooks = None
         if self._replicas is not None:
             lane = self._replicas.lane()
-            hooks = compress_shards(self._model, lane, average=False)
+            hooks = compress_shards(
+                self._model, lane, average=False, tensor_parallel=self._layout.tp > 1
+            )
             lane.announce(hooks.flat_gradients())
-        return ShardedGradients(self._model, ranks=self._ranks, ledger=self._ledger, hooks=hooks)
+        ranks = self._layout.world_size // self._layout.pp
+        return ShardedGradients(self._model, ranks=ranks, ledger=self._ledger, hooks=hooks)
 
     def publish(self) -> None:
         """The optimizer has written into the parameters themselves."""

@@ -150,7 +150,7 @@ def _check_compression(layout: Layout, config: ParallelConfig, replica: ReplicaC
             "or the method to none"
         )
     if layout.tp > 1 and (replica.method == "dgc" or replica.clip_norm is not None):
-        what = "dgc" if replica.method == "dgc" else f"comms.replica.clip_norm={replica.clip_norm}"
+        what = key if replica.method == "dgc" else f"comms.replica.clip_norm={replica.clip_norm}"
         raise ValueError(
             f"{what} clips what each rank holds, and ranks of parallel.tp={layout.tp} hold some "
             "tensors alike; set tp to 1, or use econtrol without comms.replica.clip_norm"

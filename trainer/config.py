@@ -205,16 +205,16 @@ class JobConfig:
             )
 
     def _compression_rule(self) -> None:
-        method, optim = self.comms.replica.method, self.optim
-        if method == "dgc" and (optim.name != "sgd" or not optim.momentum):
-            found = (
-                optim.name if optim.name != "sgd" else f"sgd with optim.momentum={optim.momentum}"
-            )
-            raise ValueError(
-                "comms.replica.method=dgc corrects the momentum of SGD and does not fit "
-                f"optim.name={found}; set optim.name=sgd with optim.momentum=0.9, or "
-                f"comms.replica.method to one of {', '.join(m for m in WITHOUT_MOMENTUM if m != 'none')}"
-            )
+        optim = self.optim
+        if self.comms.replica.method != "dgc" or (optim.name == "sgd" and optim.momentum):
+            return
+        found = optim.name if optim.name != "sgd" else f"sgd with optim.momentum={optim.momentum}"
+        others = [method for method in WITHOUT_MOMENTUM if method != "none"]
+        raise ValueError(
+            "comms.replica.method=dgc corrects the momentum of SGD and does not fit optim.name="
+            f"{found}; set optim.name=sgd with optim.momentum=0.9, or comms.replica.method to one "
+            f"of {', '.join(others)}"
+        )
 
     def _scratch_rule(self) -> None:
         for folder in self.offload.disk:

@@ -61,12 +61,18 @@ class ShardHooks:
 
 
 def compress_shards(
-    model: nn.Module, exchange: ShardExchange, *, average: bool = True
+    model: nn.Module,
+    exchange: ShardExchange,
+    *,
+    average: bool = True,
+    tensor_parallel: bool = False,
 ) -> ShardHooks:
     """Sum the gradient shards of every FSDP module over the exchange's ranks.
 
     With `average`, gradients are divided by all ranks, as FSDP2 does by itself; without, they are
-    sums. All ranks call it, after `fully_shard`. Raises ValueError where the model has no FSDP
+    sums. With `tensor_parallel`, what the ranks of that axis hold alike travels uncompressed: they
+    compress it beside different tensors, and would not get the same. All ranks call it, after
+    `fully_shard`. Raises ValueError where the model has no FSDP
     module, or its mesh has more than the shard axis.
     """
     modules = {name: m for name, m in model.named_modules() if isinstance(m, FSDPModule)}
@@ -74,7 +80,8 @@ def compress_shards(
         raise ValueError("The model has no FSDP module: call fully_shard first.")
     hooks = []
     for name, module in modules.items():
-        hook = _ModuleHook(name or "root", _own_parameters(module), exchange, average=average)
+        layout = _layout(_own_parameters(module), tensor_parallel=tensor_parallel)
+        hook = _ModuleHook(name or "root", layout, exchange, average=average)
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
         module.set_all_reduce_hook(hook)
@@ -90,10 +97,12 @@ class _ModuleHook:
     """
 
     def __init__(
-        self, key: str, parameters: list[nn.Parameter], exchange: ShardExchange, *, average: bool
+        self, key: str, layout: FlatGradient, exchange: ShardExchange, *, average: bool
     ) -> None:
         self.last = True
         self.key = key
+        self.layout = layout
+        parameters = [piece.parameter for piece in layout.pieces]
         first = _sharded(parameters[0])
         mesh = first.device_mesh
         if first.placements[0].is_replicate():
@@ -101,7 +110,6 @@ class _ModuleHook:
                 f"{key} is spread over the axes {mesh.mesh_dim_names}; pass fully_shard the shard "
                 "axis alone, the exchange takes the place of the others."
             )
-        self.layout = _layout(parameters)
         self._parameters = parameters
         self._exchange = exchange
         self._divisor = exchange.ranks * mesh.size(0) if average else 1
@@ -169,10 +177,10 @@ def _local(gradient: Tensor | None) -> Tensor | None:
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
-def _layout(parameters: list[nn.Parameter]) -> FlatGradient:
+def _layout(parameters: list[nn.Parameter], *, tensor_parallel: bool) -> FlatGradient:
     """Where this rank's part of each parameter lies in the reduce-scatter output, which is filled
     up like on all ranks."""
-    shapes = tuple(_padded_shape(parameter) for parameter in parameters)
+    shapes = tuple(_padded_shape(parameter, tensor_parallel) for parameter in parameters)
     starts = list(accumulate((prod(shape) for shape in shapes), initial=0))
     locals_ = (_sharded(parameter).to_local() for parameter in parameters)
     pieces = (
@@ -182,15 +190,15 @@ def _layout(parameters: list[nn.Parameter]) -> FlatGradient:
     return FlatGradient(starts[-1], shapes, tuple(pieces))
 
 
-def _padded_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Shape of this parameter's part on the rank that has most of it. The shard axis comes first
-    in a mesh, and cuts what the other axes leave. What ranks of other axes hold alike they must
-    get alike, though what is compressed beside it differs: it is a vector, which travels whole."""
+def _padded_shape(parameter: nn.Parameter, tensor_parallel: bool) -> tuple[int, ...]:
+    """Shape of this parameter's part on the rank that has most of it; that of a vector, which
+    travels uncompressed, where ranks of a tensor axis hold the same. The shard axis comes first in
+    a mesh, and cuts what the other axes leave."""
     tensor = _sharded(parameter)
     shape = list(tensor.shape)
     cuts = list(zip(tensor.placements, tensor.device_mesh.shape, strict=True))
     for placement, ranks in reversed(cuts):
         if isinstance(placement, Shard | _StridedShard):
             shape[placement.dim] = -(-shape[placement.dim] // ranks)
-    alike = any(placement.is_replicate() and ranks > 1 for placement, ranks in cuts)
-    return (prod(shape),) if alike else tuple(shape)
+    alike = len(cuts) == 1 or any(placement.is_replicate() for placement, _ in cuts)
+    return (prod(shape),) if tensor_parallel and alike else tuple(shape)
