@@ -23,13 +23,11 @@ RANKS = 4
 ECONTROL = ReplicaConfig(method="econtrol", ratio=0.1, dense_below=100, dense_steps=1)
 POWERSGD = ReplicaConfig(method="powersgd", rank=2, dense_below=100, dense_steps=0)
 DGC = ReplicaConfig(method="dgc", ratio=0.1, dense_below=100)
-INT8 = ReplicaConfig(method="quantized", dense_below=100)
 SGD = OptimConfig(name="sgd", lr=0.1, weight_decay=0.01)
 
 MOVES = {
     "fewer replicas, sharded": (ECONTROL, (4, 1, 1, 1), (2, 2, 1, 1)),
-    "as many replicas, sharded otherwise": (ECONTROL, (2, 2, 1, 1), (2, 1, 2, 1)),
-    "stages to replicas": (POWERSGD, (2, 1, 2, 1), (4, 1, 1, 1)),
+    "as many replicas, sharded instead of in stages": (POWERSGD, (2, 1, 2, 1), (2, 2, 1, 1)),
     "momentum": (DGC, (2, 2, 1, 1), (4, 1, 1, 1)),
 }
 """Method, and the sizes of replica, shard, pp and tp before and after."""
@@ -164,11 +162,7 @@ def _body(rank: int, base: JobConfig) -> dict:
         "two levels": _two_levels(rank, base),
         "poison": {
             config.method: _poison(rank, base, config, sizes)
-            for config, sizes in (
-                (ECONTROL, (4, 1, 1, 1)),
-                (DGC, (2, 2, 1, 1)),
-                (INT8, (4, 1, 1, 1)),
-            )
+            for config, sizes in ((ECONTROL, (4, 1, 1, 1)), (DGC, (2, 2, 1, 1)))
         },
         "tp": _alike_over_tp(rank, base),
     }
@@ -183,7 +177,7 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", list(MOVES))
 def test_in_the_same_layout_all_of_it_is_as_it_was(results, name):
     for result in results:
@@ -192,7 +186,7 @@ def test_in_the_same_layout_all_of_it_is_as_it_was(results, name):
         assert _same(found["own"], found["again"])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", list(MOVES))
 def test_in_another_layout_sums_stay_and_what_cannot_be_kept_is_said(results, name):
     found = results[0]["moves"][name]
@@ -213,7 +207,7 @@ def test_in_another_layout_sums_stay_and_what_cannot_be_kept_is_said(results, na
     assert all(cause.startswith(dropped) for cause in found["resets"])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_parts_of_gradients_are_kept_or_dropped_with_a_message(results):
     for result in results:
         found = result["two levels"]
@@ -224,8 +218,8 @@ def test_parts_of_gradients_are_kept_or_dropped_with_a_message(results):
         assert "cannot be cut anew for another layout" in found["events"]
 
 
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("method", ["econtrol", "dgc", "quantized"])
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("method", ["econtrol", "dgc"])
 def test_a_gradient_that_is_not_finite_poisons_no_rank(results, method):
     for result in results:
         found = result["poison"][method]
@@ -235,7 +229,7 @@ def test_a_gradient_that_is_not_finite_poisons_no_rank(results, method):
         assert 0 < found["norm"] < float("inf")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_ranks_that_hold_a_tensor_alike_go_on_to(results):
     assert {parameter.ndim for parameter in results[0]["tp"]} == {1, 2}
     for one, other in ((0, 1), (2, 3), (0, 2)):
