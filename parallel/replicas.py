@@ -56,13 +56,13 @@ class Replicas:
         exchange: Exchange,
         *,
         config: CompressionConfig,
-        two_level: bool,
+        inside: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.exchange = exchange
         self.config = config
-        self.two_level = two_level
-        """Whether this rank's state covers a part of each gradient, its host's others the rest."""
+        self.inside = inside
+        """Ranks of a host that sum dense first: each keeps state of one such part of a gradient."""
 
         self.flats: dict[str, FlatGradient] = {}
         """What lies in every gradient that is exchanged, by key."""
@@ -153,7 +153,7 @@ def open_replicas(
         ledger=ledger,
         axis="replica",
     )
-    return Replicas(exchange, config=config, two_level=bool(inside))
+    return Replicas(exchange, config=config, inside=len(inside[0]) if inside else 1)
 
 
 def _clipping_parts(config: CompressionConfig, layout: Layout) -> CompressionConfig:

@@ -3,7 +3,7 @@
 What has one entry per entry of a gradient is saved as a tensor of each parameter's form, once for
 every replica: `comms.replica.<replica>.<kind>.<parameter>`. So it is loaded in any layout, and
 another number of replicas shares out its sum. What is not of that form is saved as it is,
-`comms.rank.<rank>/<key>/<kind>`, and loaded only where nothing has changed.
+`comms.rank.<rank>/<key>-<what lies in it>/<kind>`, and loaded only where nothing has changed.
 
 Guarantees, each asserted in tests/trainer/test_replica_state.py:
 - in the same layout all of it is as it was, bitwise;
@@ -12,7 +12,8 @@ Guarantees, each asserted in tests/trainer/test_replica_state.py:
 - what cannot be kept is dropped, and said so.
 """
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from parallel.replicas import Replicas
 from trainer.assembly import Assembly
 from trainer.checkpoint.agreement import agree
 from trainer.checkpoint.loading import fill
-from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.manifest import Manifest, read_manifest
 
 PREFIX = "comms."
 _COMMON = ("estimate_sum",)
@@ -47,18 +48,18 @@ def replica_tensors(assembly: Assembly, rank: int) -> dict[str, Tensor]:
         key, kind = path.rsplit("/", 1)
         if kind == STEPS:
             continue
-        if kind in FULL and not replicas.two_level:
+        if kind in FULL and replicas.inside == 1:
             for piece in replicas.flats[key].pieces:
                 name = _full_name(replica, kind, names[piece.parameter])
                 found[name] = _as_parameter(value, piece)
         else:
-            found[f"{PREFIX}rank.{rank}/{key}/{kind}"] = value
+            found[_raw_start(rank, key, replicas.flats[key], names) + kind] = value
     return found
 
 
 def describe_replicas(assembly: Assembly) -> dict[str, Any] | None:
     """What has to be the same for all of the state to be loaded as it is, and the committed steps;
-    None where nothing is compressed. All ranks of a run describe it alike, but for stages."""
+    None where nothing is compressed. All ranks of a run describe it alike."""
     replicas = assembly.replicas
     if replicas is None:
         return None
@@ -67,9 +68,8 @@ def describe_replicas(assembly: Assembly) -> dict[str, Any] | None:
     return {
         "form": {
             "layout": asdict(assembly.layout),
-            "two_level": replicas.two_level,
+            "inside": replicas.inside,
             "config": asdict(replicas.config),
-            "sizes": {key: flat.numel for key, flat in replicas.flats.items()},
         },
         "steps": max(steps, default=0),
     }
@@ -92,10 +92,8 @@ def restore_replicas(
         return ["replicas do not compress any more: what they had not sent yet is lost"]
     own = describe_replicas(assembly)
     assert own is not None
-    # Stages differ in keys and sizes; rank 0 described its own.
-    form = {**saved["form"], "sizes": own["form"]["sizes"]}
-    same = form == own["form"]
-    if not same and (saved["form"]["two_level"] or replicas.two_level):
+    same = saved["form"] == own["form"]
+    if not same and max(saved["form"]["inside"], replicas.inside) > 1:
         return [
             "parts of gradients that ranks of one host had to send cannot be cut anew for another "
             "layout or method: what was not sent yet is lost"
@@ -129,62 +127,63 @@ class _Reader:
         self._path = path
         self._steps = saved["steps"]
         self._same = same
-        self._stored: Sequence[str] = ()
+        self._manifest: Manifest | None = None
+        self._stored: frozenset[str] = frozenset()
 
     def read(self) -> None:
-        self._stored = [n for n in read_manifest(self._path).tensors if n.startswith(PREFIX)]
-        own = [name for name in self._stored if name.startswith(f"{PREFIX}rank.")]
-        raw = {name.rsplit("/", 1)[1] for name in own} - {"squared_norm"}
-        if raw and not self._same:
-            self.dropped.append(
-                f"{', '.join(sorted(raw))} of compressed gradients cannot be cut anew for another "
-                "layout or method and begin again"
-            )
+        self._manifest = read_manifest(self._path)
+        self._stored = frozenset(n for n in self._manifest.tensors if n.startswith(PREFIX))
+        left = {name for name in self._stored if name.startswith(_rank_start(self._rank))}
         for key, flat in self._replicas.flats.items():
             values = self._full(flat)
             if self._same:
-                values |= self._raw(key)
+                start = _raw_start(self._rank, key, flat, self._names)
+                raw = {name: self._zeros(name) for name in left if name.startswith(start)}
+                fill(raw, self._path, self._manifest)
+                values |= {name.removeprefix(start): tensor for name, tensor in raw.items()}
+                left -= raw.keys()
             self._replicas.exchange.put_state(key, {**values, STEPS: torch.tensor(self._steps)})
+        if kinds := {name.rsplit("/", 1)[1] for name in left} - {"squared_norm"}:
+            self.dropped.append(
+                f"{', '.join(sorted(kinds))} of compressed gradients cannot be cut anew for "
+                "another layout or method and begin again"
+            )
 
     def _full(self, flat: FlatGradient) -> dict[str, Tensor]:
         """What has one entry per entry of the gradient."""
         found = {}
         for kind in FULL:
-            if self._replicas.two_level or not self._held(flat, kind):
+            if self._replicas.inside > 1 or not self._held(flat, kind):
                 continue
             if self._saved_ranks == self._ranks:
                 found[kind] = self._of_replica(self._replica, flat, kind)
             elif kind in _COMMON:
                 found[kind] = self._of_replica(0, flat, kind)
             else:
-                parts = [self._of_replica(n, flat, kind) for n in range(self._saved_ranks)]
-                found[kind] = torch.stack(parts).sum(0) / self._ranks
+                total = self._of_replica(0, flat, kind)
+                for replica in range(1, self._saved_ranks):
+                    total += self._of_replica(replica, flat, kind)
+                found[kind] = total / self._ranks
         return found
 
     def _held(self, flat: FlatGradient, kind: str) -> bool:
-        stored = set(self._stored)
-        return any(_full_name(0, kind, self._names[p.parameter]) in stored for p in flat.pieces)
+        names = (_full_name(0, kind, self._names[piece.parameter]) for piece in flat.pieces)
+        return not self._stored.isdisjoint(names)
 
     def _of_replica(self, replica: int, flat: FlatGradient, kind: str) -> Tensor:
-        value, stored = torch.zeros(flat.numel, device=self._device), set(self._stored)
+        value = torch.zeros(flat.numel, device=self._device)
         wanted = {
             _full_name(replica, kind, self._names[piece.parameter]): _as_parameter(value, piece)
             for piece in flat.pieces
         }
-        fill({name: part for name, part in wanted.items() if name in stored}, self._path)
+        assert self._manifest is not None
+        found = {name: part for name, part in wanted.items() if name in self._stored}
+        fill(found, self._path, self._manifest)
         return value
 
-    def _raw(self, key: str) -> dict[str, Tensor]:
-        """What this rank kept in another form."""
-        start = f"{PREFIX}rank.{self._rank}/{key}/"
-        tensors = read_manifest(self._path).tensors
-        wanted = {
-            name: torch.zeros(tensors[name].shape, device=self._device)
-            for name in self._stored
-            if name.startswith(start)
-        }
-        fill(wanted, self._path)
-        return {name.removeprefix(start): tensor for name, tensor in wanted.items()}
+    def _zeros(self, name: str) -> Tensor:
+        assert self._manifest is not None
+        return torch.zeros(self._manifest.tensors[name].shape, device=self._device)
 
 
 def _names(assembly: Assembly) -> dict[nn.Parameter, str]:
@@ -193,6 +192,16 @@ def _names(assembly: Assembly) -> dict[nn.Parameter, str]:
 
 def _full_name(replica: int, kind: str, parameter: str) -> str:
     return f"{PREFIX}replica.{replica}.{kind}.{parameter}"
+
+
+def _rank_start(rank: int) -> str:
+    return f"{PREFIX}rank.{rank}/"
+
+
+def _raw_start(rank: int, key: str, flat: FlatGradient, names: Mapping[nn.Parameter, str]) -> str:
+    """What comes before the kind. Another cut of gradients must not find state under its key."""
+    inside = [(names[piece.parameter], piece.start, piece.numel) for piece in flat.pieces]
+    return f"{_rank_start(rank)}{key}-{zlib.crc32(repr(inside).encode()):08x}/"
 
 
 def _local(parameter: nn.Parameter) -> Tensor:

@@ -51,7 +51,7 @@ def spread_decoder(
     dtype: torch.dtype,
     ledger: Ledger,
     ranks_per_host: int,
-    replicas: Replicas | None,
+    replicas: Replicas | None = None,
 ) -> Spreading:
     """A whole decoder on meta, spread. All ranks call it."""
     with torch.device("meta"):
@@ -78,7 +78,7 @@ def spread_stages(
     dtype: torch.dtype,
     ledger: Ledger,
     ranks_per_host: int,
-    replicas: Replicas | None,
+    replicas: Replicas | None = None,
 ) -> Spreading:
     """This rank's stages of a decoder on meta, each spread. All ranks call it."""
     shape = pipeline_shape(config.parallel, meshes.layout)

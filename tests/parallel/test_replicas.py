@@ -51,7 +51,7 @@ def _steps(rank: int, layout: Layout, on_host: int, dtype: torch.dtype) -> dict:
         ledger=ledger,
         replicas=replicas,
     )
-    gradients, found = spread.gradients(), {"bytes": [], "two_level": replicas.two_level}
+    gradients, found = spread.gradients(), {"bytes": [], "inside": replicas.inside}
     for choice in EACH_WAY:
         ledger.take()
         replicas.choose(choice)
@@ -131,7 +131,7 @@ def test_replicas_of_one_host_are_summed_before(results):
     for name in WAYS:
         two_level = name.startswith("two replicas")
         for result in results[name]:
-            assert result["two_level"] == two_level
+            assert result["inside"] == (2 if two_level else 1)
             assert all((inside > 0) == two_level for *_, inside in result["bytes"])
 
 

@@ -79,7 +79,7 @@ def load(
             "Use the model section it was saved with, or another run.name to start afresh"
         )
     try:
-        agree(group, f"reading {path.name}", lambda: _fill(state, path, manifest))
+        agree(group, f"reading {path.name}", lambda: fill(state, path, manifest))
     except RanksFailed as failure:
         raise DataError(f"{path} could not be read after it was checked: {failure}") from failure
     return Loaded(step=manifest.step, path=path, meta=manifest.meta, skipped=chosen.skipped)
@@ -123,14 +123,6 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
                     yield name, tensor
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {describe(error)}") from error
-
-
-def fill(state: State, path: Path) -> None:
-    """Fill `state` in place from the step folder `path`, which was checked and holds all of it.
-
-    Raises OSError or ValueError where it cannot be read.
-    """
-    _fill(state, path, read_manifest(path))
 
 
 def differences(outline: Outline, manifest: Manifest, *, apart: str = "\0") -> list[str]:
@@ -199,7 +191,11 @@ class _Files:
             raise ValueError(f"{file}, {name}: {error}") from error
 
 
-def _fill(state: State, path: Path, manifest: Manifest) -> None:
+def fill(state: State, path: Path, manifest: Manifest) -> None:
+    """Fill `state` in place from the step folder `path`, which was checked and holds all of it.
+
+    Raises OSError or ValueError where it cannot be read.
+    """
     with ExitStack() as stack:
         files = _Files(path, stack)
         for name, tensor in state.items():
