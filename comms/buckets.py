@@ -11,12 +11,14 @@ Guarantees, each asserted in tests/comms/test_buckets.py:
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from comms.compression.flat import FlatGradient, Piece
 from comms.ledger import Ledger
 from comms.telemetry.recorder import UNRECORDED
 from comms.volume import all_reduce_bytes
@@ -55,6 +57,13 @@ class _Bucket:
             parameter.grad = self.flat[start:end].view_as(parameter)
             start = end
 
+    def layout(self) -> FlatGradient:
+        """What lies where in `flat`."""
+        starts = accumulate((p.numel() for p in self.parameters), initial=0)
+        pieces = (Piece(p, at, p.numel()) for p, at in zip(self.parameters, starts, strict=False))
+        shapes = tuple(tuple(p.shape) for p in self.parameters)
+        return FlatGradient(self.flat.numel(), shapes, tuple(pieces))
+
 
 class GradientBuckets:
     """Gradients of replicated parameters, summed over `group` (alone: kept as they are), by
@@ -87,6 +96,10 @@ class GradientBuckets:
                 parameter.register_post_accumulate_grad_hook(
                     lambda _, bucket=bucket: self._arrived(bucket)
                 )
+
+    def flat_gradients(self) -> dict[str, FlatGradient]:
+        """What lies in each bucket, by the key under which it is exchanged."""
+        return {_key(n): bucket.layout() for n, bucket in enumerate(self._buckets)}
 
     def start_round(self, *, last: bool) -> None:
         """Before each forward and backward; on the last one of a step, sums are exchanged."""
@@ -136,12 +149,16 @@ class GradientBuckets:
             return
         if self._exchange is not None:
             shapes = [parameter.shape for parameter in bucket.parameters]
-            bucket.work = self._exchange.start(f"bucket{self._next}", bucket.flat, shapes)
+            bucket.work = self._exchange.start(_key(self._next), bucket.flat, shapes)
             return
         payload_bytes = bucket.flat.numel() * bucket.flat.element_size()
         sent_bytes = all_reduce_bytes(payload_bytes, self._ranks)
         bucket.token = self._ledger.begin(self._axis, "all_reduce", sent_bytes, self._group)
         bucket.work = dist.all_reduce(bucket.flat, group=self._group, async_op=True)
+
+
+def _key(number: int) -> str:
+    return f"bucket{number}"
 
 
 def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

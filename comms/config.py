@@ -1,7 +1,18 @@
-"""Who a process is among the ranks. Pure data: neither torch nor ray."""
+"""Who a process is among the ranks, and what a recipe says of their communication. Pure data:
+neither torch nor ray."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from comms.compression.config import ReplicaConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommsConfig:
+    """What travels between ranks besides what the layout asks for."""
+
+    replica: ReplicaConfig = field(default_factory=ReplicaConfig)
+    """Gradients between the copies of a model (parallel.replica), every step."""
 
 
 @dataclass(frozen=True, kw_only=True)

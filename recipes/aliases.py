@@ -99,6 +99,7 @@ ALIASES: dict[str, str] = {
     "activation_offloading": "offload.activations",
     "enable_activation_offloading": "offload.activations",
     # optim, sched
+    "optimizer": "optim.name",
     "learning_rate": "optim.lr",
     "max_lr": "optim.lr",
     "adam_beta1": "optim.betas",
@@ -131,6 +132,9 @@ ALIASES: dict[str, str] = {
     "fsdp_size": "parallel.shard",
     "dp_shard": "parallel.shard",
     "data_parallel_shard_degree": "parallel.shard",
+    "gradient_compression": "comms.replica.method",
+    "powersgd_rank": "comms.replica.rank",
+    "compress_ratio": "comms.replica.ratio",
     "num_gpus": "cluster.num_workers",
     "n_gpus_per_node": "cluster.num_workers",
     "nproc_per_node": "cluster.num_workers",

@@ -1,5 +1,6 @@
 """Join the parts of one training process: the one place that knows them all."""
 
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
 from trainer.probe import probe_loss
 from trainer.progress import Progress
+from trainer.replica_state import describe_replicas, replica_tensors
 from trainer.resume import Restored, restore
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
@@ -144,7 +146,7 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     return Rules(
         total_steps=config.train.steps,
         max_skipped_steps=config.train.max_skipped_steps,
-        max_grad_norm=config.optim.max_grad_norm,
+        max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
         seed=config.run.seed,
@@ -154,6 +156,11 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
             config.parallel.rebalance_interval_steps if assembly.layout.ep > 1 else 0
         ),
     )
+
+
+def _clipping_norm(config: JobConfig) -> float:
+    """What the update clips to; with `dgc` ranks have clipped before momentum was added."""
+    return math.inf if config.comms.replica.method == "dgc" else config.optim.max_grad_norm
 
 
 def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
@@ -204,8 +211,13 @@ def snapshot_of(
     """A function that says what the run is now: its tensors, and their description."""
 
     def snapshot() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        description = {**describe_run(), "probe_loss": probe_loss(assembly, environment)}
-        return tensors_of(assembly.weights, assembly.optimizer), description
+        described = {
+            **describe_run(),
+            "probe_loss": probe_loss(assembly, environment),
+            "replicas": describe_replicas(assembly),
+        }
+        tensors = tensors_of(assembly.weights, assembly.optimizer)
+        return tensors | replica_tensors(assembly, environment.rank), described
 
     return snapshot
 

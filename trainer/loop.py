@@ -127,6 +127,7 @@ def make_report(
         snapshot_wait_s=result.snapshot_wait_s,
         movement=job.assembly.optimizer.movement if verdict.commit else None,
         activations=result.activations,
+        exchanged=result.exchanged,
     )
 
 

@@ -124,9 +124,8 @@ def _train(
                 weights=job.assembly.origin,
             )
         outcome = train(job)
-        # Only after a clean end: a disk that hangs would hold up the error that it caused.
-        job.assembly.optimizer.close()
-        job.assembly.activations.close()
+        # Only after a clean end: a disk or a peer that hangs would hold up the error it caused.
+        job.assembly.close()
         if environment.rank == 0:
             append_event(
                 job.folder.events,

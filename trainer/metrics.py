@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.exchanged import Exchanged
 from trainer.movement import ActivationMovement, Movement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.run_folder import append_line
@@ -69,6 +70,8 @@ class StepReport:
 
     activations: ActivationMovement | None = None
     """What activations moved; None where none can."""
+    exchanged: Exchanged | None = None
+    """What replicas sent each other compressed; None where they send whole gradients."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -99,6 +102,7 @@ class StepReport:
             "snapshot_wait_s": self.snapshot_wait_s,
             **self._movement_record(),
             **self._activation_record(),
+            **self._exchange_record(),
         }
 
     def _movement_record(self) -> dict[str, float]:
@@ -124,6 +128,18 @@ class StepReport:
             "activation_exposed_s": moved.exposed_s,
         }
 
+    def _exchange_record(self) -> dict[str, float]:
+        sent = self.exchanged
+        if sent is None:
+            return {}
+        return {
+            "replica_sent_mib": sent.sent_bytes / 2**20,
+            "replica_dense_mib": sent.dense_bytes / 2**20,
+            "replica_saving": sent.saving,
+            "replica_exposed_s": sent.waited_s,
+            "replica_error_norm": sent.error_norm,
+        }
+
     def plan_record(self) -> dict[str, Any]:
         """The line of plans.jsonl."""
         plan = self.plan
@@ -145,6 +161,7 @@ class StepReport:
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,
             "compression": plan.compression,
+            "replica_bytes": plan.replica_bytes,
             "predicted": asdict(plan.predicted),
             "measured": asdict(self.measured),
             "bytes": {

@@ -29,6 +29,7 @@ from trainer.memory import device_capacity_bytes
 from trainer.model.holder import HasParameters
 from trainer.offloaded import OffloadedAdamW
 from trainer.optim import DeviceAdamW, Optimizer, parameter_groups
+from trainer.sgd import DeviceSGD
 from trainer.state_plan import (
     NOTHING,
     RankStates,
@@ -60,13 +61,15 @@ def build_optimizer(
     *,
     beside: RankNeed = NOTHING,
 ) -> Optimizer:
-    """AdamW over the parameters of `model`, which are filled. All ranks call it.
+    """The optimizer over the parameters of `model`, which are filled. All ranks call it.
 
     `beside` is what activations will take of host and disk. Raises ResourceError where states fit
     nowhere that the recipe allows.
     """
     on_device = environment.device_type == "cuda"
     places = candidates(config.offload, on_device=on_device)
+    if config.optim.name == "sgd":
+        return DeviceSGD(model, config.optim, momentum_applied=config.comms.replica.method == "dgc")
     if places == ("device",) and beside == NOTHING:
         return DeviceAdamW(model, config.optim)
     tried = [options_of(place, config.offload) for place in places]

@@ -4,6 +4,7 @@ from math import prod
 
 from comms.config import RankEnvironment
 from comms.groups import device_of
+from parallel.replicas import Replicas
 from trainer.assembly import Assembly
 from trainer.config import JobConfig
 from trainer.data.corpus import packing_of
@@ -12,11 +13,12 @@ from trainer.model.config import Architecture
 from trainer.model.size import parameter_count, parameter_shapes, step_flops
 from trainer.planner.activations import ActivationPlanner
 from trainer.planner.batch import BatchArithmetic
-from trainer.planner.costs import AttentionShape, ModelCost
+from trainer.planner.compressed import CompressedPlanner
+from trainer.planner.costs import AttentionShape, ModelCost, replica_bytes, sent_bytes
 from trainer.planner.fixed import FixedPlanner
 from trainer.planner.groups import GroupPlanner
 from trainer.planner.placed import PlacedPlanner
-from trainer.planner.plan import Activation
+from trainer.planner.plan import Activation, StepPlan
 from trainer.planner.protocol import Planner
 from trainer.spread import group_sizes, pool_ranks_per_host
 
@@ -41,10 +43,24 @@ def build_planner(
             room=room,
             share=None if share == "auto" else share,
         )
+    if assembly.replicas is not None:
+        planner = _compressed(planner, model_cost(config, assembly), assembly.replicas)
     optimizer = assembly.optimizer
     if optimizer.placement == "device":
         return planner
     return PlacedPlanner(planner, optimizer=optimizer.placement, share=optimizer.share)
+
+
+def _compressed(planner: Planner, cost: ModelCost, replicas: Replicas) -> Planner:
+    """`planner`, with what replicas send in every step."""
+
+    def other_bytes(plan: StepPlan) -> int:
+        sent = sent_bytes(rounds=len(plan.rounds), layout=plan.layout, model=cost)
+        return sent - replica_bytes(layout=plan.layout, model=cost)
+
+    return CompressedPlanner(
+        planner, replicas.config, replica_bytes=replicas.step_bytes, other_bytes=other_bytes
+    )
 
 
 def _assigning_planner(

@@ -21,6 +21,7 @@ from trainer.keeping.newest import in_order
 from trainer.keeping.source import SnapshotSource
 from trainer.probe import probe_loss
 from trainer.progress import Progress
+from trainer.replica_state import PREFIX, restore_replicas
 from trainer.run_folder import RunFolder, append_event
 from trainer.state import arithmetic_of, require_same_data, tensors_to_fill
 
@@ -64,7 +65,7 @@ def restore(
         _drop_lines(folder, environment, 0)
         return None
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    loaded = load_first(tensors, sources, group)
+    loaded = load_first(tensors, sources, group, apart=PREFIX)
     assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
     assembly.optimizer.restored(tensors, loaded.meta["updates"])
@@ -76,6 +77,7 @@ def restore(
         _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
+    _continue_exchange(loaded, folder, environment, group, assembly)
     meta = loaded.meta
     return Restored(
         progress=Progress(step=loaded.step, tokens=meta["tokens"], updates=meta["updates"]),
@@ -145,6 +147,25 @@ def _return_to(loaded: Loaded, folder: RunFolder) -> None:
 def _drop_lines(folder: RunFolder, environment: RankEnvironment, step: int) -> None:
     if environment.rank == 0:
         drop_later_steps(folder, step)
+
+
+def _continue_exchange(
+    loaded: Loaded,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+) -> None:
+    saved = loaded.meta.get("replicas")
+    for cause in restore_replicas(assembly, environment.rank, loaded.path, saved, group):
+        if environment.rank == 0:
+            append_event(
+                folder.events,
+                now_s=time.time(),
+                kind="compression_reset",
+                step=loaded.step,
+                cause=cause,
+            )
 
 
 def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> None:

@@ -143,6 +143,12 @@ def _open(
             "would read all of them and hold them in memory; leave it at auto or 0, and lower "
             "checkpoint.interval_steps instead"
         )
+    if assembly.replicas is not None:
+        raise RecipeError(
+            "keep.interval_steps: with comms.replica, what replicas have not sent yet belongs to "
+            "the state, and only checkpoints keep it; leave it at auto or 0, and lower "
+            "checkpoint.interval_steps instead"
+        )
     share = plan_share(tensors_to_fill(assembly.weights, assembly.optimizer), group)
     owner = Owner(
         run=record.run,

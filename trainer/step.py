@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from comms.compression.config import WHOLE, StepChoice
 from comms.groups import device_of
+from parallel.replicas import Replicas
+from trainer.exchanged import Exchanged
 from trainer.feed import StepWork
 from trainer.job import Job
 from trainer.movement import ActivationMovement
@@ -22,8 +25,12 @@ class StepResult:
     bytes_sent: dict[str, int]
     snapshot_wait_s: float
     """How long the snapshot of the step before was waited for."""
+
     activations: ActivationMovement | None
     """None where none can move."""
+
+    exchanged: Exchanged | None = None
+    """What replicas sent each other compressed; None where they send whole gradients."""
 
 
 def train_step(job: Job, work: StepWork) -> StepResult:
@@ -34,6 +41,9 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     """
     step, layout = work.plan.step, job.assembly.layout
     job.assembly.activations.follow(work.plan.activation)
+    replicas = job.assembly.replicas
+    if replicas is not None:
+        replicas.choose(StepChoice.parse(work.plan.compression))
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
     with job.assembly.activations.watched(step):
@@ -63,6 +73,8 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     )
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
+    if replicas is not None:
+        replicas.settle(commit=verdict.commit)
     if verdict.commit:
         _update(job, work.plan, verdict, rate)
     job.assembly.gradients.zero()
@@ -86,9 +98,9 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
 def _result(job: Job, verdict: Verdict, rate: float, snapshot_wait_s: float) -> StepResult:
     job.ledger.end_step()
     bytes_sent, waited_s = job.ledger.take()
-    watch = job.stopwatch
     moved = job.assembly.activations.take_movement()
     copies_s = 0.0 if moved is None else moved.exposed_s
+    watch, replicas = job.stopwatch, job.assembly.replicas
     return StepResult(
         verdict=verdict,
         learning_rate=rate,
@@ -102,4 +114,15 @@ def _result(job: Job, verdict: Verdict, rate: float, snapshot_wait_s: float) -> 
         bytes_sent=bytes_sent,
         snapshot_wait_s=snapshot_wait_s,
         activations=moved,
+        exchanged=None if replicas is None else _exchanged(replicas, bytes_sent),
+    )
+
+
+def _exchanged(replicas: Replicas, bytes_sent: dict[str, int]) -> Exchanged:
+    """Of the step that was just settled."""
+    return Exchanged(
+        sent_bytes=sum(n for name, n in bytes_sent.items() if name.startswith("replica/")),
+        dense_bytes=replicas.step_bytes(WHOLE),
+        waited_s=replicas.take_waited_s(),
+        error_norm=replicas.exchange.error_norm(),
     )

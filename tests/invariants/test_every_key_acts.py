@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from comms.compression.config import ReplicaConfig
+from comms.config import CommsConfig
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
 from trainer.checkpoint.config import CheckpointConfig
-from trainer.config import JobConfig, SchedConfig
+from trainer.config import JobConfig, OptimConfig, SchedConfig
 from trainer.errors import RecipeError
 from trainer.model.config import ModelConfig, RopeScaling
 from trainer.model.decoder import Decoder
@@ -86,6 +88,21 @@ def _offloaded(job: JobConfig, folder: Path) -> list[tuple[JobConfig, int]]:
     return [(replace(job, offload=disk), 2), (replace(job, offload=interleaved), 1)]
 
 
+def _compressed(job: JobConfig) -> list[tuple[JobConfig, int]]:
+    """Runs that read all keys of compression between replicas, and of the optimizer it needs."""
+    layout = ParallelConfig(replica=2)
+    momentum = OptimConfig(name="sgd")
+    replicas = [
+        ReplicaConfig(method="econtrol", contraction="low_rank"),
+        ReplicaConfig(method="quantized"),
+    ]
+    dgc = CommsConfig(replica=ReplicaConfig(method="dgc", warmup_steps=5))
+    return [
+        (replace(job, parallel=layout, optim=momentum, comms=dgc), 2),
+        *((replace(job, parallel=layout, comms=CommsConfig(replica=r)), 2) for r in replicas),
+    ]
+
+
 def _unread(config: JobConfig, ranks: int) -> tuple[set[str], set[str]]:
     """All leaves of a job, and those that nothing reads while it is set up."""
     names = {name for name, _ in leaves_of(config)} - DRIVER_KEYS
@@ -114,6 +131,7 @@ def test_every_key_is_read_by_some_run(tmp_path):
         (_jsonl(job, tmp_path), 1),
         (_folder_model(job, tmp_path), 1),
         *_offloaded(job, tmp_path),
+        *_compressed(job),
     ]
     every: set[str] = set()
     read: set[str] = set()

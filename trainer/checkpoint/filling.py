@@ -75,8 +75,12 @@ def files_needed(state: State, stored: Mapping[str, TensorEntry]) -> set[str]:
     }
 
 
-def differences(outline: Outline, stored: Mapping[str, TensorEntry]) -> list[str]:
-    """How the tensors of all ranks differ from the stored ones, with some examples."""
+def differences(
+    outline: Outline, stored: Mapping[str, TensorEntry], *, apart: str = "\0"
+) -> list[str]:
+    """How the tensors of all ranks differ from the stored ones, with some examples; those whose
+    names begin with `apart` are not looked at."""
+    stored = {name: entry for name, entry in stored.items() if not name.startswith(apart)}
     missing = [name for name in outline if name not in stored]
     extra = [name for name in stored if name not in outline]
     reshaped = [

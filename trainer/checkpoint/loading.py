@@ -88,12 +88,15 @@ def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -
     return load_first(state, [StepFolder(Path(path)) for path in paths], group)
 
 
-def load_first(state: State, sources: Sequence[Source], group: ProcessGroup | None) -> Loaded:
-    """As `load`, from sources of any kind, which all ranks give alike."""
+def load_first(
+    state: State, sources: Sequence[Source], group: ProcessGroup | None, *, apart: str = "\0"
+) -> Loaded:
+    """As `load`, from sources of any kind, which all ranks give alike. What is stored under names
+    that begin with `apart` need not be in the state."""
     source, manifest, skipped = _first_whole(state, sources, group)
     path = source.path
     outlines = agree_all(group, f"comparing with {path.name}", lambda: outline_of(state))
-    problems = differences(joined_outline(outlines), manifest.tensors)
+    problems = differences(joined_outline(outlines), manifest.tensors, apart=apart)
     if problems:
         raise RecipeError(
             f"{path} is a checkpoint of another model: {'; '.join(problems)}. "
@@ -192,6 +195,15 @@ class _Files:
             return self._open[file].get_slice(name)[block]
         except SafetensorError as error:
             raise ValueError(f"{file}, {name}: {error}") from error
+
+
+def fill_from_folder(state: State, path: Path, manifest: Manifest) -> None:
+    """Fill `state` in place from the step folder `path`, which was checked and holds all of it.
+
+    Raises OSError or ValueError where it cannot be read.
+    """
+    with _opened(path) as files:
+        fill(state, manifest.tensors, files)
 
 
 @contextmanager

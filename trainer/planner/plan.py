@@ -89,7 +89,8 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """Everything that may differ from step to step. A plan never changes the gradient."""
+    """Everything that may differ from step to step. Apart from `compression`, a plan never changes
+    the gradient."""
 
     step: int
     layout: Layout
@@ -106,6 +107,12 @@ class StepPlan:
     the rates that each rank measures."""
 
     compression: str = "none"
+    """How replicas send gradients: a method and its ratio, rank or format, such as `dgc@0.001`
+    (`comms.compression.config.StepChoice`)."""
+
+    replica_bytes: int | None = None
+    """Bytes that a rank will send for that; None where nothing is compressed."""
+
     predicted: Terms = Terms()
     reasons: tuple[str, ...] = ()
     """Why these choices, a sentence each."""
