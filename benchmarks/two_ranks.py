@@ -21,6 +21,7 @@ from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import prepare_tokenizer
 from trainer.job import Job, Listeners
+from trainer.keeping.config import KeepingConfig
 from trainer.loop import run_step
 from trainer.metrics import JsonlSink
 from trainer.status import Status
@@ -38,6 +39,7 @@ def job_config(recipe: str, folder: str) -> JobConfig:
         run=replace(loaded.run, dir=folder, name="benchmark", resume="never"),
         parallel=ParallelConfig(replica=RANKS, shard=1),
         checkpoint=CheckpointConfig(interval_steps=0, rehearse=False, keep_last=1),
+        keep=KeepingConfig(interval_steps=0),
     )
     return replace(job, train=replace(job.train, steps=100_000))
 

@@ -55,6 +55,10 @@ class ClusterConfig:
     num_workers: int = 2
     """Training ranks."""
 
+    spares: int = 0
+    """Processes that wait, with everything imported, to take the place of a lost rank. Each
+    reserves what a worker does, but for the cores."""
+
     cpus_per_worker: float = 1.0
     """CPU cores reserved per rank, which is also its number of compute threads."""
 
@@ -75,6 +79,8 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ValueError(f"cluster.num_workers must be at least 1, got {self.num_workers}")
+        if self.spares < 0:
+            raise ValueError(f"cluster.spares must not be negative, got {self.spares}")
         if self.cpus_per_worker <= 0:
             raise ValueError(
                 f"cluster.cpus_per_worker must be positive, got {self.cpus_per_worker}"

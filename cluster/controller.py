@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.failure import Failure, WorkersFailed, only_echoes
 from cluster.memory_watch import MemoryWatch
@@ -13,13 +14,15 @@ from cluster.signals import StopSignals
 from cluster.startup import ORDER, least_far, overrun
 from cluster.view import RunView
 from cluster.waiting import REPEAT_S
+from cluster.watching import Watching
 from cluster.worker_group import Answers, WorkerGroup
 from trainer.errors import ExitCode
 from trainer.run_folder import append_event
 
 POLL_S = 0.25
 TRAINING_POLL_S = 1.0
-"""Answering takes time from training; once steps follow each other, a second is soon enough."""
+"""Answering takes time from training; once steps follow each other, a second is soon enough. To
+look at ranks from outside takes none, and is done at every poll."""
 
 GRACE_S = 2.0
 """After the first failure: how long others may still fail, since the cause can come second."""
@@ -56,13 +59,17 @@ class Controller:
     view: RunView
     stop: StopSignals
     events: Path
+    progress: Progress
+    watching: Watching
+    on_step: Callable[[dict[str, Any]], None]
     clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
 
-    progress: Progress = field(default_factory=Progress, init=False)
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
     _phase: str = field(default="starting", init=False)
     _said_s: float = field(default=0.0, init=False)
+    _asked_s: float = field(default=0.0, init=False)
+    _failed: set[int] = field(default_factory=set, init=False)
+    _urgent: bool = field(default=True, init=False)
     _began_s: float = field(default=0.0, init=False)
     _stopping_s: float | None = field(default=None, init=False)
     _memory: MemoryWatch = field(init=False)
@@ -80,7 +87,7 @@ class Controller:
         """Until all ranks are done. Raises WorkersFailed with all failures there are, and
         StopRequested where a signal came before the first step."""
         while True:
-            answers = self.group.read(timeout_s=POLL_S)
+            answers = self._ask_if_due()
             self._take(answers)
             self._say_phase(until="training")
             self._show_steps(answers)
@@ -94,11 +101,16 @@ class Controller:
                 return outcome
             self._watch_deadlines()
             self._watch_stop()
-            self.sleep(self._pause_s())
+            self._urgent = self.group.pause(POLL_S)
 
-    def _pause_s(self) -> float:
+    def _ask_if_due(self) -> Answers:
+        """Ask all ranks, less often while they train undisturbed."""
         training = all(seen.reading.phase == "training" for seen in self._seen.values())
-        return TRAINING_POLL_S if training and not self.stop.requested else POLL_S
+        calm = training and not self.stop.requested and not self._urgent
+        if calm and self.clock() - self._asked_s < TRAINING_POLL_S:
+            return Answers(readings=(), failures=())
+        self._asked_s = self.clock()
+        return self.group.read(timeout_s=POLL_S)
 
     def _take(self, answers: Answers) -> None:
         """Remember readings; watch memory."""
@@ -110,27 +122,37 @@ class Controller:
         for reading in answers.readings:
             for record in self.progress.advance(reading.reports):
                 self.view.step(record)
+                self.on_step(record)
+                self.watching.step(record)
 
     def _failures(self, answers: Answers) -> list[Failure]:
         raised = [reading.failure for reading in answers.readings if reading.failure]
         failures = [*raised, *answers.failures]
-        for failure in failures:
-            self.group.drop(failure.rank)
-        return failures
+        failures += self.watching.poll()
+        new = {f.rank: f for f in reversed(failures) if f.rank not in self._failed}
+        for rank in new:
+            self._failed.add(rank)
+            self.group.drop(rank)
+        return list(new.values())
 
     def _collect(self, failures: list[Failure]) -> list[Failure]:
         """Wait for what other ranks have to say; those who stay silent are listed too."""
         began_s = self.clock()
-        while len(failures) < len(self.group.places):
+        while self._still_working(failures):
             grace_s = ECHO_GRACE_S if only_echoes(failures) else GRACE_S
             if self.clock() - began_s > grace_s:
                 break
-            self.sleep(POLL_S)
+            self.group.pause(POLL_S)
             answers = self.group.read(timeout_s=POLL_S)
             self._take(answers)
             self._show_steps(answers)
             failures.extend(self._failures(answers))
         return failures + self._silent(failures, began_s)
+
+    def _still_working(self, failures: Sequence[Failure]) -> bool:
+        ended = {failure.rank for failure in failures}
+        ended |= {rank for rank, seen in self._seen.items() if seen.reading.outcome}
+        return len(ended) < len(self.group.places)
 
     def _silent(self, failures: Sequence[Failure], since_s: float) -> list[Failure]:
         failed = {failure.rank for failure in failures}
@@ -178,6 +200,7 @@ class Controller:
 
     def _watch_stop(self) -> None:
         """Pass a signal on to the workers, and give up on those that do not end in time."""
+        self.stop.check_insistence()
         if not self.stop.requested:
             return
         if self._stopping_s is None:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.failure import Failure
+from cluster.failure import Failure, GaveUp, first_failure
 from trainer.errors import BraidError, ExitCode
 from trainer.run_folder import RunFolder, write_atomically
 
@@ -58,6 +58,16 @@ def record_of(failure: Failure, folder: RunFolder) -> ExitRecord:
         last_lines=failure.last_lines or tail(folder.log("worker", failure.rank)),
         time=failure.time_s,
     )
+
+
+def record_of_surrender(error: GaveUp, folder: RunFolder) -> ExitRecord:
+    """What to write where the watchdog gives up. At the first fault of a run that may not be
+    started again this is the fault itself."""
+    record = record_of(first_failure(error.failures), folder)
+    if not error.tried:
+        return record
+    cause = f"given up after {error.tried} recoveries: {error.why}\n{error.story}"
+    return replace(record, code=ExitCode.WATCHDOG, cause=cause)
 
 
 def record_of_driver(error: BraidError, phase: str, *, now_s: float) -> ExitRecord:

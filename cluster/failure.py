@@ -1,7 +1,7 @@
 """Which failure came first, and what it means for the exit code. Pure decisions.
 
 Guarantees, each asserted in tests/cluster/test_failure.py:
-- a process that died is blamed before one that raised;
+- a process that died or hung is blamed before one that raised;
 - an exception of a rank's own is blamed before a silent process, and that before an exception
   that says no more than that a peer is gone;
 - among equals the earliest is blamed, then the lowest rank;
@@ -18,7 +18,7 @@ from typing import Literal
 from trainer.errors import BraidError, ExitCode
 from trainer.status import Moment
 
-Kind = Literal["died", "raised", "silent"]
+Kind = Literal["died", "raised", "silent", "hung"]
 
 _PEER_ERRORS = frozenset(
     {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionError"}
@@ -37,7 +37,8 @@ class Failure:
     """One process that failed, as far as it is known."""
 
     kind: Kind
-    """`died`: the process is gone. `raised`: it caught an exception. `silent`: no answer."""
+    """`died`: the process is gone. `raised`: it caught an exception. `silent`: no answer.
+    `hung`: its work stands still."""
 
     rank: int
     host: str
@@ -53,6 +54,9 @@ class Failure:
     last_lines: tuple[str, ...] = ()
     """End of the process's log."""
 
+    host_lost: bool = False
+    """Whether its whole host is gone."""
+
     communication: bool = False
     """Whether the error is no more than the echo of another rank's end."""
 
@@ -63,6 +67,17 @@ class WorkersFailed(Exception):
     def __init__(self, failures: Sequence[Failure]) -> None:
         super().__init__("; ".join(f"rank {f.rank} on {f.host}: {f.error}" for f in failures))
         self.failures = tuple(failures)
+
+
+class GaveUp(WorkersFailed):
+    """A fault after which the run is not started again, although a restart might help."""
+
+    def __init__(self, failures: Sequence[Failure], *, why: str, story: str, tried: int) -> None:
+        super().__init__(failures)
+        self.why = why
+        self.story = story
+        self.tried = tried
+        """Recoveries before this fault."""
 
 
 def failure_of(
@@ -97,7 +112,7 @@ def only_echoes(failures: Sequence[Failure]) -> bool:
 
 
 def _blame(failure: Failure) -> int:
-    if failure.kind == "died":
+    if failure.kind in ("died", "hung"):
         return 0
     if failure.kind == "silent":
         return 2

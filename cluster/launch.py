@@ -6,14 +6,22 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.environment import LOOPBACK_DEFAULTS, RAY_DEFAULTS, set_unless_set
-from cluster.exit_record import ExitRecord, record_of, record_of_driver, write_exit
-from cluster.failure import WorkersFailed, first_failure
+from cluster.exit_record import (
+    ExitRecord,
+    record_of,
+    record_of_driver,
+    record_of_surrender,
+    write_exit,
+)
+from cluster.failure import GaveUp, WorkersFailed, first_failure
 from cluster.reading import Outcome
+from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
 from cluster.run_lock import held
 from cluster.signals import StopSignals
 from cluster.view import RunView
 from cluster.waiting import Phases
+from cluster.watchdog.config import WatchdogConfig
 from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.resume import Resume, decide_resume
 from trainer.config import JobConfig
@@ -30,6 +38,8 @@ def launch(
     job: JobConfig,
     cluster: ClusterConfig,
     *,
+    watchdog: WatchdogConfig,
+    recovery: RecoveryConfig,
     origins: Mapping[str, str],
     recipe_text: str,
     view: RunView,
@@ -37,18 +47,28 @@ def launch(
 ) -> ExitCode:
     """Run `job` on `cluster` to its end and return the exit code; exit.json says the same.
 
-    Call it in the main thread: SIGTERM and SIGINT then save and stop the run. `origins` maps every
-    dotted key to where it was set, "default" where it was not. `recipe_text` is the resolved
-    recipe. Raises RecipeError, with nothing changed, where the ranks cannot be laid out as the
-    recipe says, the run folder and `run.resume` do not fit or another driver holds the folder, and
-    ResourceError where it cannot be written; every later failure is shown by `view.failed` and
-    returned as its code.
+    Call it in the main thread: SIGTERM and SIGINT then save and stop the run. `watchdog` says how
+    faults are noticed, `recovery` what is done about them. `origins` maps every dotted key to where
+    it was set, "default" where it was not. `recipe_text` is the resolved recipe.
+
+    Raises RecipeError, with nothing changed, where the ranks cannot be laid out as the recipe says,
+    the run folder and `run.resume` do not fit or another driver holds the folder, and ResourceError
+    where it cannot be written; every later failure is shown by `view.failed` and returned as its
+    code.
     """
     require_layout(job, cluster.num_workers)
     folder = RunFolder.of(job.run)
     # A refusal writes nothing, so it comes before the folder is made; what counts is read after.
     decide_resume(job.run.resume, folder)
-    run = Run(job=job, cluster=cluster, origins=origins, folder=folder, work=work)
+    run = Run(
+        job=job,
+        cluster=cluster,
+        watchdog=watchdog,
+        recovery=recovery,
+        origins=origins,
+        folder=folder,
+        work=work,
+    )
     with held(folder):
         resume = decide_resume(job.run.resume, folder)
         if resume.note:
@@ -75,6 +95,8 @@ def to_the_end(run: Run, view: RunView) -> ExitCode:
         phases = Phases(view, stop)
         try:
             outcome = conduct(run, phases=phases, view=view, stop=stop)
+        except GaveUp as error:
+            return fail(record_of_surrender(error, run.folder), run, view)
         except WorkersFailed as error:
             return fail(record_of(first_failure(error.failures), run.folder), run, view)
         except BraidError as error:

@@ -25,6 +25,20 @@ class Needs:
     cpus: float
     gpus: float
     memory_bytes: int
+    spares: int = 0
+    """Processes beyond the workers, which wait and need no cores for it."""
+
+    @property
+    def full_bundles(self) -> int:
+        """Processes that the cluster must have room for as for workers."""
+        return self.workers + (self.spares if self.gpus or self.memory_bytes else 0)
+
+    def bundles(self) -> list[dict[str, float]]:
+        """What to reserve: one for each worker, then one for each spare."""
+        waiting = {name: amount for name, amount in self.bundle().items() if name != "CPU"}
+        # Ray knows no empty bundle; a byte is free even where no core is.
+        spare = waiting or {"memory": 1.0}
+        return [self.bundle()] * self.workers + [spare] * self.spares
 
     def bundle(self) -> dict[str, float]:
         """One worker's resources in Ray's names."""
@@ -83,7 +97,7 @@ def fits(node: Node, needs: Needs) -> int:
         int(node.resources.get(name, 0.0) / amount + 1e-9)
         for name, amount in needs.bundle().items()
     ]
-    return min([*counts, needs.workers])
+    return min([*counts, needs.full_bundles])
 
 
 def capacity_table(nodes: Sequence[Node], needs: Needs) -> str:
@@ -98,7 +112,8 @@ def capacity_table(nodes: Sequence[Node], needs: Needs) -> str:
                 _amounts(_lacking(node, needs)) or "-",
             )
         )
-    need = f"need: {needs.workers} workers, each {_amounts(needs.bundle())}"
+    spares = f" and {needs.spares} spares" if needs.spares else ""
+    need = f"need: {needs.workers} workers{spares}, each {_amounts(needs.bundle())}"
     return "\n".join([need, *_aligned(rows)])
 
 
@@ -106,8 +121,13 @@ def check_capacity(nodes: Sequence[Node], needs: Needs) -> str:
     """The table. Raises ResourceError, with the table, where the workers do not fit."""
     table = capacity_table(nodes, needs)
     held = sum(fits(node, needs) for node in nodes)
-    if held >= needs.workers:
+    if held >= needs.full_bundles:
         return table
+    if held >= needs.workers:
+        raise ResourceError(
+            f"the cluster holds {held} of {needs.full_bundles} processes, {needs.spares} of them "
+            f"spares; lower cluster.spares to {held - needs.workers}, or add nodes\n{table}"
+        )
     remedy = (
         f"lower cluster.num_workers to {held}, lower what a worker reserves, or add nodes"
         if held

@@ -27,6 +27,14 @@ class RankSpec:
     explicit: Mapping[str, str]
     """Keys of the job that the recipe set, and where."""
 
+    memory_folder: str
+    """Folder in this host's memory, shared by the ranks of the run that are here."""
+
+    @property
+    def board(self) -> str:
+        """File in which this rank tells what it does, readable while it is stuck or dead."""
+        return f"{self.memory_folder}/board-{self.environment.generation}-{self.environment.rank}"
+
 
 class RankControl:
     """Shared by the training thread and the thread that answers the driver."""

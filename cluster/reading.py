@@ -54,9 +54,6 @@ class Place:
     """Where one rank runs."""
 
     rank: int
-    bundle: int
-    """Index in the placement group."""
-
     node_id: str
     host: str
     """Name of the machine, for messages."""
@@ -68,3 +65,5 @@ class Place:
     """Position among the ranks of its node."""
 
     local_world_size: int
+    device: int
+    """Position of its device among those of its node."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.config import ClusterConfig
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from trainer.config import JobConfig
 from trainer.run_folder import RunFolder
 
@@ -14,6 +16,8 @@ class Run:
 
     job: JobConfig
     cluster: ClusterConfig
+    watchdog: WatchdogConfig
+    recovery: RecoveryConfig
     origins: Mapping[str, str]
     """Where each dotted key was set; "default" where it was not."""
 

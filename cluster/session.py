@@ -7,22 +7,25 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
+from cluster.agents import Agents
 from cluster.config import ClusterConfig
-from cluster.controller import Controller, Limits
-from cluster.placement import nodes_of_bundles, rank_places, reserved
+from cluster.controller import Limits
+from cluster.crew import Crew
+from cluster.failure import WorkersFailed
+from cluster.generations import Generations, Means
+from cluster.placement import nodes_of_bundles, reserved
 from cluster.preflight import GIB, Needs, Node, check_capacity, check_nodes, fits, living_nodes
 from cluster.probe import ask_nodes, versions
-from cluster.rank import RankSpec
 from cluster.ray_connect import connected
 from cluster.reading import Outcome
+from cluster.recovery.budget import Allowance
+from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
-from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
 from cluster.startup import deadlines_by_phase
 from cluster.view import RunView
 from cluster.waiting import Phases, Waiting
-from cluster.worker_group import WorkerGroup
-from comms.config import RankEnvironment
+from cluster.watchdog.watch import Watchdog
 from trainer.errors import InfrastructureError
 from trainer.reads import ReadLog, require_read
 
@@ -32,34 +35,42 @@ CHECKING_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The `cluster` section, read once and entirely."""
+    """The sections `cluster` and `recovery`, read once and entirely."""
 
-    needs: Needs
-    limits: Limits
+    means: Means
     address: str
     placing_s: float
-    starting_s: float
-    threads: int
 
 
-def settings_of(config: ClusterConfig) -> Settings:
-    """What the section says, in the words of this package."""
+def settings_of(config: ClusterConfig, recovery: RecoveryConfig) -> Settings:
+    """What the sections say, in the words of this package."""
     return Settings(
-        needs=Needs(
-            workers=config.num_workers,
-            cpus=config.cpus_per_worker,
-            gpus=config.gpus_per_worker,
-            memory_bytes=int(config.memory_per_worker_gib * GIB),
-        ),
-        limits=Limits(
-            phases_s=deadlines_by_phase(config.deadlines),
-            stop_grace_s=config.stop_grace_s,
-            memory_alarm_steps=config.memory_alarm_steps,
+        means=Means(
+            needs=Needs(
+                workers=config.num_workers,
+                cpus=config.cpus_per_worker,
+                gpus=config.gpus_per_worker,
+                memory_bytes=int(config.memory_per_worker_gib * GIB),
+                spares=config.spares,
+            ),
+            threads=max(1, int(config.cpus_per_worker)),
+            limits=Limits(
+                phases_s=deadlines_by_phase(config.deadlines),
+                stop_grace_s=config.stop_grace_s,
+                memory_alarm_steps=config.memory_alarm_steps,
+            ),
+            starting_s=config.deadlines.starting_s,
+            allowance=Allowance(
+                max_restarts=recovery.max_restarts,
+                window_s=recovery.restart_window_s,
+                backoff_s=recovery.backoff_s,
+            ),
+            replace_within_s=recovery.replace_within_s,
+            free_within_s=recovery.free_within_s,
+            min_workers=min(recovery.min_workers, config.num_workers),
         ),
         address=config.address,
         placing_s=config.deadlines.placing_s,
-        starting_s=config.deadlines.starting_s,
-        threads=max(1, int(config.cpus_per_worker)),
     )
 
 
@@ -70,26 +81,49 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     folder cannot be written.
     """
     reads = ReadLog()
-    settings = settings_of(reads.watch(run.cluster, "cluster."))
+    settings = settings_of(
+        reads.watch(run.cluster, "cluster."), reads.watch(run.recovery, "recovery.")
+    )
     project = reads.watch(run.job.run, "run.").project
     explicit = run.explicit()
-    require_read(reads, {key: explicit[key] for key in explicit if key.startswith("cluster.")})
-    # The command line reads the prompt when the run is over.
+    own = ("cluster.", "recovery.")
+    require_read(reads, {key: explicit[key] for key in explicit if key.startswith(own)})
+    # The command line reads the prompt when the run is over; the watchdog reads as it goes.
     elsewhere = reads.read | {"run.sample_prompt"}
-    for_ranks = {key: where for key, where in explicit.items() if key not in elsewhere}
+    for_ranks = {
+        key: where
+        for key, where in explicit.items()
+        if key not in elsewhere and not key.startswith("watchdog.")
+    }
     phases.begin("connecting")
     try:
         with connected(settings.address):
             stop.install()  # Ray has just put its own handler there.
-            nodes = check(run, settings.needs, phases, view)
+            nodes = check(run, settings.means.needs, phases, view)
             waiting = phases.begin("placing", deadline_s=settings.placing_s)
-            with reserved(run.job.run.name, settings.needs, waiting) as group:
-                places = rank_places(nodes_of_bundles(group), nodes)
-                write_run_info(run, places)
-                waiting = phases.begin("starting", deadline_s=settings.starting_s)
-                with closing(WorkerGroup(places, group, settings.needs, run.folder)) as workers:
-                    start(workers, run, settings, project, for_ranks, waiting)
-                    return supervise(workers, run, settings, phases, view, stop)
+            with reserved(run.job.run.name, settings.means.needs, waiting) as group:
+                by_id = {node.node_id: node for node in nodes}
+                nodes_of = {b: by_id[n] for b, n in nodes_of_bundles(group).items()}
+                waiting = phases.begin("starting", deadline_s=settings.means.starting_s)
+                here = ray.get_runtime_context().get_node_id()
+                with (
+                    closing(Agents(here)) as agents,
+                    closing(Crew(group, settings.means.needs, run.folder, run.work)) as crew,
+                ):
+                    agents.open(sorted(set(nodes_of_bundles(group).values())))
+                    start(crew, nodes_of, waiting)
+                    return Generations(
+                        crew=crew,
+                        agents=agents,
+                        watchdog=Watchdog(run.watchdog),
+                        run=run,
+                        means=settings.means,
+                        project=project,
+                        explicit=for_ranks,
+                        phases=phases,
+                        view=view,
+                        stop=stop,
+                    ).to_the_end()
     except RayError as error:
         raise InfrastructureError(f"the Ray cluster failed under the run: {error}") from error
 
@@ -105,51 +139,19 @@ def check(run: Run, needs: Needs, phases: Phases, view: RunView) -> list[Node]:
     return nodes
 
 
-def start(
-    workers: WorkerGroup,
-    run: Run,
-    settings: Settings,
-    project: str,
-    explicit: Mapping[str, str],
-    waiting: Waiting,
-) -> None:
-    """Have all ranks import the work, then begin it. Raises as WorkerGroup does."""
-    port = workers.prepare(run.work, waiting)
-    specs = {
-        place.rank: RankSpec(
-            environment=RankEnvironment(
-                rank=place.rank,
-                world_size=len(workers.places),
-                local_rank=place.local_rank,
-                local_world_size=place.local_world_size,
-                host=place.host,
-                master_address=workers.places[0].address,
-                master_port=port,
-                device_type="cuda" if settings.needs.gpus else "cpu",
-                threads=settings.threads,
-            ),
-            project=project,
-            job=run.job,
-            explicit=explicit,
-        )
-        for place in workers.places
-    }
-    workers.begin(run.work, specs, waiting)
-
-
-def supervise(
-    workers: WorkerGroup,
-    run: Run,
-    settings: Settings,
-    phases: Phases,
-    view: RunView,
-    stop: StopSignals,
-) -> Outcome:
-    """Follow the ranks to their end. Raises WorkersFailed, and StopRequested before any step."""
-    controller = Controller(
-        group=workers, limits=settings.limits, view=view, stop=stop, events=run.folder.events
-    )
-    try:
-        return controller.supervise()
-    finally:
-        phases.current = controller.phase
+def start(crew: Crew, nodes_of: Mapping[int, Node], waiting: Waiting) -> None:
+    """Have the processes of all bundles import the work. Raises WorkersFailed where one cannot,
+    InfrastructureError after the deadline."""
+    for bundle in sorted(nodes_of):
+        crew.start(nodes_of[bundle], bundle)
+    while crew.starting:
+        failures = crew.advance(timeout_s=0.2)
+        if failures:
+            raise WorkersFailed(failures)
+        late = ", ".join(f"process {m.number} on {m.host}" for m in crew.starting)
+        if crew.starting and waiting.overrun(f"waiting for {late}"):
+            raise InfrastructureError(
+                f"starting: {late} not ready after {waiting.elapsed_s:.0f} s "
+                "(cluster.deadlines.starting_s); raise the deadline, or see the worker's log in "
+                "the run folder"
+            )

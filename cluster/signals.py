@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it at the next look
+of the driver, the third wherever the driver is."""
 
 import signal
 import threading
@@ -28,6 +29,7 @@ class StopSignals:
         self.name: str | None = None
         """The first signal that came."""
 
+        self._again: str | None = None
         self._previous: dict[int, signal.Handlers] = {}
 
     @property
@@ -37,8 +39,14 @@ class StopSignals:
 
     def check(self, phase: str) -> None:
         """Raise StopRequested if a signal came. For phases in which nothing is to be saved."""
+        self.check_insistence()
         if self.requested:
             raise StopRequested(f"stopped by {self.name} while {phase}, before training began")
+
+    def check_insistence(self) -> None:
+        """Raise EndedAtOnce if a second signal came."""
+        if self._again:
+            raise EndedAtOnce(f"ended by {self._again} before the run had saved")
 
     def install(self) -> None:
         """Take the signals over. Call again after a library has taken them."""
@@ -49,9 +57,13 @@ class StopSignals:
             self._previous.setdefault(number, previous)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise EndedAtOnce(f"ended by {signal.Signals(number).name} before the run had saved")
-        self.name = signal.Signals(number).name
+        if not self.requested:
+            self.name = signal.Signals(number).name
+        elif not self._again:
+            # Not raised here: a library may be in the middle of something that must not be cut off.
+            self._again = signal.Signals(number).name
+        else:
+            self.check_insistence()
 
     def __enter__(self) -> "StopSignals":
         self.install()

@@ -1,5 +1,7 @@
 """The work of a rank: one training process. The only module here that imports torch."""
 
+from pathlib import Path
+
 from cluster.host_memory import host_memory_gib
 from cluster.rank import RankControl, RankSpec
 from cluster.ray_metrics import RayMetricsSink
@@ -27,6 +29,7 @@ def train_rank(spec: RankSpec, control: RankControl) -> Outcome:
         should_stop=control.should_stop,
         host_memory_gib=host_memory_gib,
         on_report=on_report,
+        board=Path(spec.board),
     )
     return Outcome(kind=outcome.kind, step=outcome.step, checkpoint=outcome.checkpoint)
 

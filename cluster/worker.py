@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 import ray
@@ -17,55 +18,83 @@ from cluster.failure import Failure, failure_of
 from cluster.host_memory import read_memory
 from cluster.network import free_port, interface_variables
 from cluster.rank import RankControl, RankJob, RankSpec
-from cluster.reading import Outcome, Place, Reading
+from cluster.reading import Outcome, Reading
 
 logger = logging.getLogger("braid")
 
 
 class TrainWorker:
-    """One rank. Every method returns at once, but for `prepare`, which imports."""
+    """One process that works as one rank, and after a fault as the same or another one.
 
-    def __init__(self, place: Place, log: str) -> None:
-        self._place = place
+    Every method returns at once, but for `prepare`, which imports, and `watch`, which waits: the
+    actor needs threads.
+    """
+
+    def __init__(self, address: str, log: str) -> None:
+        self._address = address
+        self._log = log
         self._control = RankControl()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._spec: RankSpec | None = None
         self._work: Future[Outcome] | None = None
         self._failure: Failure | None = None
         redirect_output(Path(log))
-        set_unless_set(interface_variables(place.address))
-        logger.info(
-            "rank %d (local rank %d) on %s, process %d",
-            place.rank,
-            place.local_rank,
-            place.host,
-            os.getpid(),
-        )
+        set_unless_set(interface_variables(address))
+
+    def process(self) -> int:
+        """Number of this process on its host."""
+        return os.getpid()
 
     def devices(self) -> list[str]:
         """GPUs that Ray gave to this process."""
         return [str(device) for device in ray.get_gpu_ids()]
 
-    def prepare(self, work: str, devices: list[str]) -> int:
-        """Import the work, `module:function`; returns a port of this host that is free now.
+    def prepare(self, work: str, devices: list[str]) -> None:
+        """Import the work, `module:function`.
 
-        `devices` are the GPUs of all ranks of this host by local rank: each sees them all, since
-        direct copies between two GPUs need both in sight.
+        `devices` are the GPUs of all workers of this host: each sees them all, since direct copies
+        between two GPUs need both in sight.
         """
         if devices:
             replace("CUDA_VISIBLE_DEVICES", ",".join(devices))
         load(work)
-        return free_port(self._place.address)
 
-    def begin(self, work: str, spec: RankSpec) -> None:
-        """Start the work in the training thread. Called once."""
+    def port(self) -> int:
+        """A port of this host that is free now."""
+        return free_port(self._address)
+
+    def begin(self, work: str, spec: RankSpec, log: str) -> None:
+        """Start the work in the training thread, as the rank that `spec` says. Called once for each
+        generation, when the work of the one before has ended."""
+        if log != self._log:
+            self._log = log
+            redirect_output(Path(log))
+        environment = spec.environment
+        logger.info(
+            "rank %d (local rank %d) of %d on %s, process %d, generation %d",
+            environment.rank,
+            environment.local_rank,
+            environment.world_size,
+            environment.host,
+            os.getpid(),
+            environment.generation,
+        )
+        self._spec, self._control, self._failure = spec, RankControl(), None
         self._work = self._thread.submit(load(work), spec, self._control)
         self._work.add_done_callback(self._note_failure)
 
+    def watch(self) -> None:
+        """Return when the work that was begun last is over. That the process ended shows in the
+        call's own failure."""
+        assert self._work is not None
+        wait_for([self._work])
+
     def read(self) -> Reading:
         """What this process is doing, and the reports not handed over yet."""
+        assert self._spec is not None
         moment = self._control.status.read()
         return Reading(
-            rank=self._place.rank,
+            rank=self._spec.environment.rank,
             phase=moment.phase,
             step=moment.step,
             elapsed_s=time.time() - moment.since_s,
@@ -91,14 +120,14 @@ class TrainWorker:
         Called in the training thread when the work is done.
         """
         error = work.exception()
-        if error is None:
+        if error is None or self._spec is None:
             return
         traceback.print_exception(error, file=sys.stderr)
         self._failure = failure_of(
             error,
             moment=self._control.status.read(),
-            rank=self._place.rank,
-            host=self._place.host,
+            rank=self._spec.environment.rank,
+            host=self._spec.environment.host,
             now_s=time.time(),
         )
 

@@ -11,13 +11,16 @@ Guarantees, each asserted in tests/comms/test_buckets.py:
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from comms.compression.flat import FlatGradient, Piece
 from comms.ledger import Ledger
+from comms.telemetry.recorder import UNRECORDED
 from comms.volume import all_reduce_bytes
 
 
@@ -47,11 +50,19 @@ class _Bucket:
         self.parameters = parameters
         self.missing = len(parameters)
         self.work: Pending | None = None
+        self.token = UNRECORDED
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
             parameter.grad = self.flat[start:end].view_as(parameter)
             start = end
+
+    def layout(self) -> FlatGradient:
+        """What lies where in `flat`."""
+        starts = accumulate((p.numel() for p in self.parameters), initial=0)
+        pieces = (Piece(p, at, p.numel()) for p, at in zip(self.parameters, starts, strict=False))
+        shapes = tuple(tuple(p.shape) for p in self.parameters)
+        return FlatGradient(self.flat.numel(), shapes, tuple(pieces))
 
 
 class GradientBuckets:
@@ -86,6 +97,10 @@ class GradientBuckets:
                     lambda _, bucket=bucket: self._arrived(bucket)
                 )
 
+    def flat_gradients(self) -> dict[str, FlatGradient]:
+        """What lies in each bucket, by the key under which it is exchanged."""
+        return {_key(n): bucket.layout() for n, bucket in enumerate(self._buckets)}
+
     def start_round(self, *, last: bool) -> None:
         """Before each forward and backward; on the last one of a step, sums are exchanged."""
         self._last = last
@@ -98,11 +113,11 @@ class GradientBuckets:
         for bucket in self._buckets:
             bucket.missing = 0
         self._send_ready()
-        with self._ledger.waiting():
-            for bucket in self._buckets:
-                if bucket.work is not None:
+        for bucket in self._buckets:
+            if bucket.work is not None:
+                with self._ledger.waiting(bucket.token):
                     bucket.work.wait()
-                    bucket.work = None
+                bucket.work, bucket.token = None, UNRECORDED
 
     def squared_norm(self) -> Tensor:
         """This rank's share of the sum of squares of all gradients, a 0-dim fp32 tensor on their
@@ -130,15 +145,20 @@ class GradientBuckets:
             self._next += 1
 
     def _send(self, bucket: _Bucket) -> None:
-        if self._ranks == 1:
+        if self._group is None or self._ranks == 1:
             return
         if self._exchange is not None:
             shapes = [parameter.shape for parameter in bucket.parameters]
-            bucket.work = self._exchange.start(f"bucket{self._next}", bucket.flat, shapes)
+            bucket.work = self._exchange.start(_key(self._next), bucket.flat, shapes)
             return
         payload_bytes = bucket.flat.numel() * bucket.flat.element_size()
-        self._ledger.sent(self._axis, "all_reduce", all_reduce_bytes(payload_bytes, self._ranks))
+        sent_bytes = all_reduce_bytes(payload_bytes, self._ranks)
+        bucket.token = self._ledger.begin(self._axis, "all_reduce", sent_bytes, self._group)
         bucket.work = dist.all_reduce(bucket.flat, group=self._group, async_op=True)
+
+
+def _key(number: int) -> str:
+    return f"bucket{number}"
 
 
 def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

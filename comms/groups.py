@@ -21,7 +21,7 @@ def join(environment: RankEnvironment, *, deadline_s: float) -> None:
     """
     cuda = environment.device_type == "cuda"
     if cuda:
-        torch.cuda.set_device(environment.local_rank)
+        torch.cuda.set_device(device_of(environment))
     # A store of its own keeps two deadlines apart: meeting is short, a collective may be long.
     store = dist.TCPStore(
         environment.master_address,

@@ -6,7 +6,7 @@ from typing import Literal
 
 OptimizerPlacement = Literal["auto", "device", "host", "interleaved", "disk"]
 
-ActivationPlacement = Literal["auto", "keep", "recompute", "swap"]
+ActivationPlacement = Literal["auto", "keep", "recompute", "selective", "swap"]
 ActivationTier = Literal["auto", "host", "disk"]
 
 
@@ -22,8 +22,9 @@ class OffloadConfig:
     share: float | Literal["auto"] = "auto"
     """Share of the subgroups that the device updates; `auto` balances measured rates."""
 
-    disk: tuple[str, ...] = ()
-    """Directories on local disks; states are striped over them."""
+    disk: str | tuple[str, ...] = ()
+    """A directory on a local disk, or a list of them over which bytes are striped; for states and
+    activations."""
 
     disk_share: float = 1.0
     """Share of the states that goes to disk; the rest stays in host memory."""
@@ -44,25 +45,28 @@ class OffloadConfig:
     """Share of the free host memory that the plan may use."""
 
     activations: ActivationPlacement = "auto"
-    """`keep`: saved tensors stay. `recompute`: they are computed again in backward. `swap`: they
-    leave for `activation_tier` until backward. `auto`: the fastest that fits."""
+    """`keep`: saved tensors stay. `recompute`: blocks are run again in backward, as with
+    `train.recompute`. `selective`: input and attention output of a block stay, the rest is
+    computed again. `swap`: these two leave for `activation_tier` until backward, of the rest
+    `activation_share` leaves. `auto`: the fastest that fits, chosen for every step."""
 
     activation_share: float | Literal["auto"] = "auto"
-    """Of the tensors that could be recomputed, the share of the tokens for which they are swapped
-    instead; `auto` hides the copies under a block's forward."""
+    """`swap`: of the tensors that could be computed again, the share of the tokens for which they
+    leave instead; `auto` hides the copies under a block's forward."""
 
     activation_tier: ActivationTier = "auto"
     """`host` memory, which needs a device, or `disk`. `auto`: host memory where there is a device
     and room."""
 
     activation_bytes: int | Literal["auto"] = "auto"
-    """Room for activations on their tier, per rank; `auto` takes what the plan needs."""
+    """`swap`: room for activations on their tier, per rank; what finds none stays. `auto` takes
+    what a step needs."""
 
     activation_min_bytes: int = 1 << 20
-    """Smaller tensors stay."""
+    """`selective`, `swap`: smaller tensors stay."""
 
     activation_kept_blocks: int = 2
-    """Blocks at the end whose activations stay, because backward wants them at once."""
+    """`swap`: blocks at the end whose activations stay, because backward wants them at once."""
 
     def __post_init__(self) -> None:
         self._check_activations()
@@ -74,7 +78,7 @@ class OffloadConfig:
             }[key]
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"offload.{key} must be between 0 and 1, got {value}")
-        if self.optimizer == "disk" and not self.disk:
+        if self.optimizer == "disk" and not self.disks:
             raise ValueError(
                 "offload.optimizer is disk, but offload.disk names no directory; "
                 "set offload.disk to a folder on a local disk"
@@ -94,16 +98,24 @@ class OffloadConfig:
                 f"got {self.buffers}"
             )
 
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """The directories, however many were named."""
+        disk = self.disk
+        if isinstance(disk, str):
+            return (disk,) if disk else ()
+        return disk
+
     def _check_activations(self) -> None:
         share = self.activation_share
         if share != "auto" and not 0.0 <= share <= 1.0:
             raise ValueError(f"offload.activation_share must be between 0 and 1, got {share}")
-        if share != "auto" and self.activations in ("keep", "recompute"):
+        if share != "auto" and self.activations not in ("auto", "swap"):
             raise ValueError(
                 f"offload.activation_share is {share}, but offload.activations is "
                 f"{self.activations}; set it to swap or auto, or drop the share"
             )
-        if self.activation_tier == "disk" and not self.disk:
+        if self.activation_tier == "disk" and not self.disks:
             raise ValueError(
                 "offload.activation_tier is disk, but offload.disk names no directory; "
                 "set offload.disk to a folder on a local disk"

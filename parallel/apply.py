@@ -21,13 +21,17 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from comms.buckets import GradientBuckets
+from comms.compression.fsdp import compress_shards
 from comms.ledger import Ledger
 from parallel.config import ParallelConfig
+from parallel.counted import ReplicaSums
 from parallel.gradients import Gradients
 from parallel.hierarchy.mesh import build_hierarchy_mesh
 from parallel.hierarchy.sharding import HierarchicalSharding
 from parallel.hierarchy.widths import Widths
+from parallel.layout import Layout
 from parallel.mesh import Meshes
+from parallel.replicas import Replicas
 from parallel.shard import ShardedGradients, shard_parameters
 
 
@@ -70,11 +74,13 @@ def parallelize(
     param_dtype: torch.dtype,
     compile_blocks: bool,
     ledger: Ledger,
+    replicas: Replicas | None = None,
 ) -> Spread:
     """Spread `model`, in place, in the order above. All ranks call it; the model may be on meta.
 
     Parameters that are neither cut nor computed in another dtype are left alone: replicas then
-    exchange gradients through `GradientBuckets`, which moves fewer bytes than FSDP2.
+    exchange gradients through `GradientBuckets`, which moves fewer bytes than FSDP2. `replicas`
+    takes the place of either's sum over `replica`; weights must not be sharded apart then.
     """
     layout = meshes.layout
     if layout.tp > 1:
@@ -89,7 +95,7 @@ def parallelize(
     if layout.hierarchical:
         return _shard_apart(model, parts.blocks, meshes, config, param_dtype, ledger)
     if layout.shard > 1 or layout.tp > 1 or param_dtype != torch.float32:
-        shard_parameters(
+        sums = shard_parameters(
             model,
             blocks=parts.blocks,
             experts=parts.experts,
@@ -97,23 +103,47 @@ def parallelize(
             param_dtype=param_dtype,
             reshard_after_forward=config.reshard_after_forward,
             ledger=ledger,
+            sum_over_replicas=replicas is None,
         )
-        return _Sharded(model, ranks=layout.island_ranks // layout.pp)
-    return _Whole(model, meshes, config.bucket_bytes, ledger)
+        return _Sharded(model, layout, ledger, replicas, sums)
+    return _Whole(model, meshes, config.bucket_bytes, ledger, replicas)
 
 
 class _Sharded:
     """A model whose parameters, gradients and optimizer states are cut alike by FSDP2."""
 
-    def __init__(self, model: nn.Module, *, ranks: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        ledger: Ledger,
+        replicas: Replicas | None,
+        replica_sums: Sequence[ReplicaSums],
+    ) -> None:
         self._model = model
-        self._ranks = ranks
+        self._layout = layout
+        self._ledger = ledger
+        self._replicas = replicas
+        self._replica_sums = replica_sums
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self._model.named_parameters()
 
     def gradients(self) -> Gradients:
-        return ShardedGradients(self._model, ranks=self._ranks)
+        hooks = None
+        if self._replicas is not None:
+            lane = self._replicas.lane()
+            hooks = compress_shards(
+                self._model, lane, average=False, tensor_parallel=self._layout.tp > 1
+            )
+            lane.announce(hooks.flat_gradients())
+        return ShardedGradients(
+            self._model,
+            ranks=self._layout.island_ranks // self._layout.pp,
+            ledger=self._ledger,
+            replica_sums=self._replica_sums,
+            hooks=hooks,
+        )
 
     def publish(self) -> None:
         """The optimizer has written into the parameters themselves."""
@@ -122,23 +152,35 @@ class _Sharded:
 class _Whole:
     """A model that every rank has whole, in fp32."""
 
-    def __init__(self, model: nn.Module, meshes: Meshes, bucket_bytes: int, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        meshes: Meshes,
+        bucket_bytes: int,
+        ledger: Ledger,
+        replicas: Replicas | None,
+    ) -> None:
         self._model = model
         self._meshes = meshes
         self._bucket_bytes = bucket_bytes
         self._ledger = ledger
+        self._replicas = replicas
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self._model.named_parameters()
 
     def gradients(self) -> Gradients:
-        replicas = self._meshes.layout.replica
-        return GradientBuckets(
+        lane = None if self._replicas is None else self._replicas.lane()
+        buckets = GradientBuckets(
             [p for p in self._model.parameters() if p.requires_grad],
-            group=self._meshes.group("replica") if replicas > 1 else None,
+            group=self._meshes.group("replica") if self._meshes.layout.replica > 1 else None,
             bucket_bytes=self._bucket_bytes,
             ledger=self._ledger,
+            exchange=lane,
         )
+        if lane is not None:
+            lane.announce(buckets.flat_gradients())
+        return buckets
 
     def publish(self) -> None:
         """The optimizer has written into the parameters themselves."""

@@ -6,8 +6,11 @@ value, the rule, and the values that would do.
 
 from dataclasses import dataclass
 
+from comms.compression.config import ReplicaConfig
 from parallel.config import ParallelConfig
 from parallel.layout import Layout, divisors
+
+_WHOLE = ReplicaConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +32,21 @@ class ModelShape:
     """Whether experts refuse rows beyond a capacity per sequence."""
 
 
-def check_fit(layout: Layout, config: ParallelConfig, shape: ModelShape) -> None:
-    """Raise ValueError where the layout does not fit the model, or two axes exclude each other."""
+def check_fit(
+    layout: Layout,
+    config: ParallelConfig,
+    shape: ModelShape,
+    replica: ReplicaConfig = _WHOLE,
+) -> None:
+    """Raise ValueError where the layout does not fit the model or the way in which replicas
+    compress gradients, or two axes exclude each other."""
     _check_experts(layout.ep, shape)
     _check_pipeline(layout, config, shape)
     _check_sequence(layout, config.sp, shape)
     _check_together(layout)
     _check_islands(layout, config)
+    if replica.method != "none":
+        _check_compression(layout, config, replica)
 
 
 def stages_per_rank(config: ParallelConfig) -> int:
@@ -125,4 +136,32 @@ def _check_islands(layout: Layout, config: ParallelConfig) -> None:
             f"parallel.rebalance_interval_steps={config.rebalance_interval_steps} moves experts by "
             f"the loads of one island, but parallel.island={layout.island} islands exchange "
             "experts by their place; set it to 0, or parallel.island to 1"
+        )
+
+
+def _check_compression(layout: Layout, config: ParallelConfig, replica: ReplicaConfig) -> None:
+    key = f"comms.replica.method={replica.method}"
+    if layout.replica == 1:
+        raise ValueError(
+            f"{key} compresses gradients between replicas, but this layout has one "
+            f"({layout.describe()}); set parallel.replica to 2 or more, one per host where links "
+            "between hosts are slow, or the method to none"
+        )
+    if layout.hierarchical:
+        raise ValueError(
+            f"{key} does not work with parallel.shard_weights and shard_gradients; leave both at "
+            f"auto (parallel.replica={layout.replica}, parallel.shard={layout.shard}), or set the "
+            "method to none"
+        )
+    if config.rebalance_interval_steps and layout.ep > 1:
+        raise ValueError(
+            f"{key} keeps what it has not sent where experts are, so they must not move, but "
+            f"parallel.rebalance_interval_steps={config.rebalance_interval_steps}; set that to 0, "
+            "or the method to none"
+        )
+    if layout.tp > 1 and (replica.method == "dgc" or replica.clip_norm is not None):
+        what = key if replica.method == "dgc" else f"comms.replica.clip_norm={replica.clip_norm}"
+        raise ValueError(
+            f"{what} clips what each rank holds, and ranks of parallel.tp={layout.tp} hold some "
+            "tensors alike; set tp to 1, or use econtrol without comms.replica.clip_norm"
         )

@@ -51,8 +51,8 @@ class SequencePool:
         def total(values: Tensor) -> Tensor:
             summed = values.detach().clone()
             payload_bytes = summed.numel() * summed.element_size()
-            self._ledger.sent("sp", "all_reduce", all_reduce_bytes(payload_bytes, size))
-            with self._ledger.waiting():
+            sent_bytes = all_reduce_bytes(payload_bytes, size)
+            with self._ledger.collective("sp", "all_reduce", sent_bytes, group):
                 dist.all_reduce(summed, group=group)
             return summed
 

@@ -5,13 +5,14 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from comms.compression.fsdp import ShardHooks
 from comms.ledger import Ledger
-from comms.volume import all_reduce_bytes
-from parallel.counted import count_collectives
+from parallel.counted import ReplicaSums, count_collectives
 from parallel.mesh import Meshes
 
 
@@ -24,15 +25,20 @@ def shard_parameters(
     param_dtype: torch.dtype,
     reshard_after_forward: bool,
     ledger: Ledger,
-) -> None:
-    """Shard each block, then what is left of the model, over `shard`, replicated over `replica`.
+    sum_over_replicas: bool = True,
+) -> list[ReplicaSums]:
+    """Shard each block, then what is left of the model, over `shard`, replicated over `replica`;
+    what counts the sums over `replica`, for `ShardedGradients`. Without `sum_over_replicas` the
+    caller sums gradients over `replica`.
 
     Parameters of `experts`, already cut over `ep`, are sharded over `expert_shard` alone.
     Parameters stay fp32 and are gathered as `param_dtype`; gradients are reduced in fp32 and
     summed, not averaged. All ranks call it, before parameters have storage or after.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
-    dense, sparse = meshes.dense["replica", "shard"], meshes.experts["replica", "expert_shard"]
+    dense, sparse = _fsdp_meshes(meshes, sum_over_replicas)
+    sums_here = sum_over_replicas and meshes.layout.replica > 1
+    sums = []
     if meshes.layout.ep > 1:
         for module in experts:
             fully_shard(
@@ -42,7 +48,7 @@ def shard_parameters(
                 reshard_after_forward=reshard_after_forward,
                 shard_placement_fn=_placement(sparse["expert_shard"].size()),
             )
-            _count(module, "expert_shard", meshes, ledger)
+            sums += _count(module, "expert_shard", meshes, ledger, sums_here)
     for block in blocks:
         fully_shard(
             block,
@@ -51,7 +57,7 @@ def shard_parameters(
             reshard_after_forward=reshard_after_forward,
             shard_placement_fn=_placement(meshes.layout.shard),
         )
-        _count(block, "shard", meshes, ledger)
+        sums += _count(block, "shard", meshes, ledger, sums_here)
     # The root's own parameters are needed again at once in backward.
     fully_shard(
         model,
@@ -60,15 +66,27 @@ def shard_parameters(
         reshard_after_forward=False,
         shard_placement_fn=_placement(meshes.layout.shard),
     )
-    _count(model, "shard", meshes, ledger)
+    return sums + _count(model, "shard", meshes, ledger, sums_here)
 
 
-def _count(module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger) -> None:
+def _fsdp_meshes(meshes: Meshes, sum_over_replicas: bool) -> tuple[DeviceMesh, DeviceMesh]:
+    """For dense parameters and for experts: the shard axis, behind `replica` where FSDP2 sums over
+    that too."""
+    if sum_over_replicas:
+        return meshes.dense["replica", "shard"], meshes.experts["replica", "expert_shard"]
+    return meshes.dense["shard"], meshes.experts["expert_shard"]
+
+
+def _count(
+    module: nn.Module, axis: str, meshes: Meshes, ledger: Ledger, sums_over_replicas: bool
+) -> list[ReplicaSums]:
     """Sum gradients instead of averaging them, and count what is sent."""
     assert isinstance(module, FSDPModule)
-    count_collectives(module, ledger, axis)
-    if meshes.layout.replica > 1:
-        module.set_all_reduce_hook(_AllReduceCounter(ledger, meshes.layout.replica))
+    sums = []
+    if sums_over_replicas:
+        sums = [ReplicaSums(ledger, "replica", meshes.group("replica"))]
+    count_collectives(module, ledger, axis, *sums)
+    return sums
 
 
 def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
@@ -106,9 +124,21 @@ class ShardedGradients:
     """Gradients of an FSDP2 model: reduce-scattered every round, all-reduced over `replica` in
     the last one, so that no rank ever holds more than its shard between rounds."""
 
-    def __init__(self, model: nn.Module, *, ranks: int) -> None:
-        """`ranks` hold this model together, in shards and copies."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        ranks: int,
+        ledger: Ledger,
+        replica_sums: Sequence[ReplicaSums] = (),
+        hooks: ShardHooks | None = None,
+    ) -> None:
+        """`ranks` hold this model together, in shards and copies; `hooks` sum over the copies in
+        place of FSDP2."""
         self._modules = fsdp_modules(model)
+        self._ledger = ledger
+        self._replica_sums = replica_sums
+        self._hooks = hooks
         self._ranks = ranks
         self._by_shards: dict[int, list[nn.Parameter]] = {}
         for parameter in model.parameters():
@@ -116,12 +146,19 @@ class ShardedGradients:
 
     def start_round(self, *, last: bool) -> None:
         """Sum over `replica` only in the last round."""
+        for sums in self._replica_sums:
+            sums.last = last
         for module in self._modules:
             module.set_requires_all_reduce(last, recurse=False)
             module.set_is_last_backward(last)
+        if self._hooks is not None:
+            self._hooks.start_round(last=last)
 
     def finish(self) -> None:
-        """FSDP2 has waited for its reductions at the end of backward."""
+        """FSDP2 has waited for its own reductions at the end of backward."""
+        if self._hooks is not None:
+            with self._ledger.waiting():
+                self._hooks.finish()
 
     def squared_norm(self) -> Tensor:
         """Sum of squares of the local shards, each divided by how many ranks hold the same."""
@@ -150,15 +187,3 @@ def _num_shards(parameter: nn.Parameter) -> int:
         return 1
     sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
     return prod(size for placement, size in sizes if not placement.is_replicate())
-
-
-class _AllReduceCounter:
-    """Called by FSDP2 after its all-reduce over `replica`, with what was reduced."""
-
-    def __init__(self, ledger: Ledger, ranks: int) -> None:
-        self._ledger = ledger
-        self._ranks = ranks
-
-    def __call__(self, reduced: Tensor) -> None:
-        payload_bytes = reduced.numel() * reduced.element_size()
-        self._ledger.sent("replica", "all_reduce", all_reduce_bytes(payload_bytes, self._ranks))

@@ -14,12 +14,12 @@ Guarantees, each asserted in tests/parallel/test_vocab.py:
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from comms.ledger import Started
 from parallel.tensor.axis import TensorAxis
 
 IGNORED_LABEL = -100
@@ -108,15 +108,15 @@ class _Chunks:
         total = self.hidden_TD.new_zeros((), dtype=torch.float32)
         grad_hidden_TD = torch.empty_like(self.hidden_TD, memory_format=torch.contiguous_format)
         grad_weight_vD = torch.zeros_like(self.weight_vD, dtype=torch.float32)
-        works: list[dist.Work] = []
+        sums: list[Started] = []
         for rows in self.rows:
             chunk = _Chunk(self, rows)
             total += chunk.loss
             grad_Cv = chunk.logits_gradient().to(self.hidden_TD.dtype)
             torch.mm(grad_Cv, self.weight_vD, out=grad_hidden_TD[rows])
-            works.append(self.axis.start_all_reduce(grad_hidden_TD[rows]))
+            sums.append(self.axis.start_all_reduce(grad_hidden_TD[rows]))
             _add_product(grad_weight_vD, grad_Cv.t(), self.hidden_TD[rows])
-        self.axis.finish(works)
+        self.axis.finish(sums)
         return total, grad_hidden_TD, grad_weight_vD
 
 

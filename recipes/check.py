@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from comms.compression.config import kept_bytes
 from parallel.layout import Layout
 from recipes.load import LoadedRecipe
 from recipes.wording import GIB, count, gib
@@ -18,8 +19,8 @@ from trainer.spread import choose_layout
 
 WEIGHT_BYTES = 4
 GRADIENT_BYTES = 4
-MOMENT_BYTES = 8
-"""fp32 master weight, its gradient, and the two moments of AdamW."""
+MOMENT_BYTES = {"adamw": 8, "sgd": 4}
+"""fp32 master weight, its gradient, and the optimizer's moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,12 @@ class CheckReport:
     device_bytes: int
     """Memory of one rank."""
 
+    moment_bytes: int
+    """Of a parameter, what the optimizer keeps."""
+
+    unsent_bytes: int
+    """Of a parameter, what the compression of gradients keeps."""
+
     states_in: str
     """Where the optimizer's states are to be: `device`, or another place."""
 
@@ -48,11 +55,12 @@ class CheckReport:
     def state_bytes(self) -> dict[str, int]:
         """Bytes per rank that stay for the whole run. Activations come on top."""
         held = -(-self.parameters // (self.layout.shard * self.layout.tp * self.layout.pp))
-        return {
+        state = {
             "weights": held * WEIGHT_BYTES,
             "gradients": held * GRADIENT_BYTES,
-            "optimizer": held * MOMENT_BYTES if self.states_in == "device" else 0,
+            "optimizer": held * self.moment_bytes if self.states_in == "device" else 0,
         }
+        return state | ({"unsent": held * self.unsent_bytes} if self.unsent_bytes else {})
 
     @property
     def fits(self) -> bool:
@@ -123,7 +131,10 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
     else:
         device_bytes = host_memory_bytes() // ranks
         device_note = "an even part of this machine's memory"
-    state_bytes = parameters * (WEIGHT_BYTES + GRADIENT_BYTES + MOMENT_BYTES)
+    moment_bytes = MOMENT_BYTES[recipe.optim.name]
+    unsent_bytes = kept_bytes(recipe.comms.replica)
+    kept = WEIGHT_BYTES + GRADIENT_BYTES + moment_bytes + unsent_bytes
+    state_bytes = parameters * kept
     return CheckReport(
         name=recipe.run.name,
         architecture=architecture,
@@ -133,6 +144,8 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
         layout=_layout(loaded, architecture, state_bytes=state_bytes, device_bytes=device_bytes),
         device_bytes=device_bytes,
         device_note=device_note,
+        moment_bytes=moment_bytes,
+        unsent_bytes=unsent_bytes,
         states_in=recipe.offload.optimizer if recipe.offload.optimizer != "auto" else "device",
         data=_data(recipe.data.source),
     )

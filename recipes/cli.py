@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import typer
 
 from recipes.bundled import FOLDER, bundled_recipes
+from recipes.fault_commands import drill, top
 from recipes.load import LoadedRecipe, load_recipe
+from recipes.options import WITH_OVERRIDES, AsJson, RecipeName, RunName, Step
 from recipes.printing import error_record, print_error, print_json, print_table
 from trainer.errors import BraidError, ExitCode, RecipeError
 from trainer.run_folder import RunFolder
@@ -27,13 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-WITH_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""What follows the recipe is an override: `a.b=value`, `--a.b value`, `--a.b=value`, `--no-a.b`."""
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="File or bundled name.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, such as runs/NAME.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Step = Annotated[int | None, typer.Option(help="Checkpoint to take; the newest by default.")]
+app.command(context_settings=WITH_OVERRIDES)(drill)
+app.command()(top)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,6 +68,8 @@ def run(context: typer.Context, recipe: RecipeName) -> None:
         code = launch(
             loaded.recipe.job,
             loaded.recipe.cluster,
+            watchdog=loaded.recipe.watchdog,
+            recovery=loaded.recipe.recovery,
             origins=loaded.origins,
             recipe_text=loaded.text,
             view=view,

@@ -1,7 +1,8 @@
 """Whether a recipe's losses depend on how many ranks train it, or in how many rounds.
 
 Every variant trains the same first steps on the CPU in fp32, in processes of this machine, without
-Ray. Losses are compared with those of one rank in one round; gradient norms are told beside them.
+Ray and without compression, which is lossy. Losses are compared with those of one rank in one
+round; gradient norms are told beside them.
 """
 
 import math
@@ -12,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from comms.config import CommsConfig
 from parallel.config import ParallelConfig
 from parallel.layout import divisors
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig
 from trainer.errors import BraidError, InfrastructureError, RecipeError
+from trainer.keeping.config import KeepingConfig
 
 RELATIVE_BOUND = 1e-5
 """On the losses of the first steps. One fp32 sum in another order differs by some 1e-7; updates
@@ -215,6 +218,8 @@ def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
         ),
         parallel=variant.parallel,
         checkpoint=CheckpointConfig(interval_steps=0, rehearse=False),
+        keep=KeepingConfig(interval_steps=0),
+        comms=CommsConfig(),
     )
 
 

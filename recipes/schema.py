@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from cluster.config import ClusterConfig
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from recipes.keys import documentation, nested_dataclasses
 from trainer.config import JobConfig
 
@@ -24,6 +26,12 @@ class Recipe(JobConfig):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Processes and hosts."""
 
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """How faults are noticed."""
+
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    """What is done about them."""
+
     @property
     def job(self) -> JobConfig:
         """The part that training processes are told."""
@@ -37,6 +45,7 @@ class Recipe(JobConfig):
             parallel=self.parallel,
             checkpoint=self.checkpoint,
             offload=self.offload,
+            keep=self.keep,
             comms=self.comms,
         )
 

@@ -11,6 +11,7 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, OptimConfig, RunConfig, SchedConfig, TrainConfig
 from trainer.data.config import DataConfig
 from trainer.job import Outcome
+from trainer.keeping.config import KeepingConfig
 from trainer.main import run_job
 from trainer.metrics import StepReport
 from trainer.model.config import ModelConfig, MoeConfig
@@ -28,6 +29,8 @@ def write_corpus(folder: Path, *, documents: int = 40) -> Path:
 
 def tiny_job(folder: Path, **changes: Any) -> JobConfig:
     """A mixture of experts with every auxiliary loss, small enough for a second of training."""
+    # On disk: tests leave nothing in the memory of the machine, however they end.
+    (folder / "keep").mkdir(parents=True, exist_ok=True)
     sections: dict[str, Any] = {
         "run": RunConfig(name="tiny", dir=str(folder / "runs")),
         "model": ModelConfig(
@@ -60,6 +63,7 @@ def tiny_job(folder: Path, **changes: Any) -> JobConfig:
         "optim": OptimConfig(lr=3e-3),
         "sched": SchedConfig(warmup_steps=2),
         "checkpoint": CheckpointConfig(interval_steps=0),
+        "keep": KeepingConfig(dir=str(folder / "keep")),
     }
     return JobConfig(**{**sections, **changes})
 

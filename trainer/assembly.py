@@ -1,18 +1,26 @@
 """Model, gradients and optimizer of one rank, from configuration to filled tensors."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from comms.compression.config import compression_of, kept_bytes
 from comms.config import RankEnvironment
 from comms.groups import device_of, own_group
 from comms.ledger import Ledger
+from offload.activations.policy import Kind
+from offload.weights import local
 from parallel.gradients import Gradients
 from parallel.layout import Layout
 from parallel.mesh import build_mesh
 from parallel.pool import SequencePool, open_pool
+from parallel.replicas import Replicas, open_replicas
+from trainer.activation_setup import set_up_activations
+from trainer.activation_tiers import open_activations
+from trainer.activations import Activations
 from trainer.config import JobConfig, TrainConfig
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
@@ -30,7 +38,7 @@ from trainer.stages import spread_decoder, spread_stages
 from trainer.weights import Weights
 
 STATE_BYTES_PER_PARAMETER = 16
-"""fp32 master weight, gradient and two moments."""
+"""fp32 master weight, gradient and two moments. Compression keeps more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +61,24 @@ class Assembly:
     rounds: Rounds
     pool: SequencePool
     gradients: Gradients
+    replicas: Replicas | None
+    """The compressed exchange between replicas; None where gradients are summed whole."""
+
     optimizer: Optimizer
+    activations: Activations
+    activation_kinds: tuple[Kind, ...]
+    """What a plan may choose from for them."""
+
     origin: str
     """Where the weights come from, in a sentence."""
+
+    def close(self) -> None:
+        """Let go of what is outside the device and of other threads. Called once, after the last
+        update."""
+        self.optimizer.close()
+        self.activations.close()
+        if self.replicas is not None:
+            self.replicas.exchange.close()
 
     def sharing(self, group: SequenceGroup) -> Sharing:
         """How the ranks of `group` compute one stream together."""
@@ -78,11 +101,21 @@ def assemble(
     layout = agree_on_layout(config, architecture, environment, ranks_per_host=on_host)
     dtype = compute_dtype(config.train, environment)
     meshes = build_mesh(layout, environment.device_type)
+    replicas = _open_replicas(config, layout, ranks_per_host=on_host, ledger=ledger)
     spread = spread_decoder if layout.pp == 1 else spread_stages
-    spreading = spread(config, architecture, meshes, dtype, ledger, on_host)
+    spreading = spread(config, architecture, meshes, dtype, ledger, on_host, replicas)
     spreading.allocate(device_of(environment))
     origin = _fill(spreading.weights, config)
     gradients, rounds = spreading.start()
+    setup = set_up_activations(
+        config,
+        architecture,
+        layout,
+        environment,
+        dtype=dtype,
+        parameters=sum(local(p).numel() for p in spreading.weights.parameters()),
+    )
+    optimizer = build_optimizer(spreading.weights, config, layout, environment, beside=setup.need)
     return Assembly(
         architecture=architecture,
         layout=layout,
@@ -99,9 +132,33 @@ def assemble(
             ledger=ledger,
         ),
         gradients=gradients,
-        optimizer=build_optimizer(spreading.weights, config, layout, environment),
+        replicas=replicas,
+        optimizer=optimizer,
+        activations=open_activations(setup, spreading.weights.model, environment),
+        activation_kinds=setup.kinds,
         origin=origin,
     )
+
+
+def _open_replicas(
+    config: JobConfig, layout: Layout, *, ranks_per_host: int, ledger: Ledger
+) -> Replicas | None:
+    """The compressed exchange that the recipe asks for. All ranks call it."""
+    if config.comms.replica.method == "none":
+        return None
+    momentum, nesterov, max_grad_norm = 0.0, False, math.inf
+    if config.comms.replica.method == "dgc":
+        momentum, nesterov = config.optim.momentum, config.optim.nesterov
+        if config.comms.replica.clip_norm is None:
+            max_grad_norm = config.optim.max_grad_norm
+    compression = compression_of(
+        config.comms.replica,
+        momentum=momentum,
+        nesterov=nesterov,
+        max_grad_norm=max_grad_norm,
+        seed=config.run.seed,
+    )
+    return open_replicas(compression, layout, ranks_per_host=ranks_per_host, ledger=ledger)
 
 
 def _fill(weights: Weights, config: JobConfig) -> str:
@@ -140,7 +197,8 @@ def agree_on_layout(
         config,
         architecture,
         world_size=environment.world_size,
-        state_bytes=STATE_BYTES_PER_PARAMETER * parameter_count(architecture),
+        state_bytes=parameter_count(architecture)
+        * (STATE_BYTES_PER_PARAMETER + kept_bytes(config.comms.replica)),
         device_bytes=int(smallest),
         ranks_per_host=ranks_per_host,
     )

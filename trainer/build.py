@@ -1,16 +1,17 @@
 """Join the parts of one training process: the one place that knows them all."""
 
-from dataclasses import asdict
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes, device_of, own_group, side_group
 from comms.ledger import Ledger
+from comms.telemetry.recorder import Recorder
 from parallel.experts.placement import loan_cost_rows
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -19,26 +20,28 @@ from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
 from trainer.data.tokenizer import Tokenizer
+from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
-from trainer.islands.checkpoints import saved_with
-from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
 from trainer.links import open_links
+from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
-from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.resume import Restored, restore
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
 from trainer.schedule import build_schedule
-from trainer.state import arithmetic_of, tensors_of
+from trainer.snapshot_opening import find_own_snapshots, folder_of, open_snapshots
 from trainer.stopwatch import Stopwatch
+
+PHASES = {"begin": "rounds", "summed": "vote", "voted": "update", "updated": "report"}
+"""Of a step, by the mark at which each begins; before the first it waits for its data."""
 
 
 def build(
@@ -48,12 +51,14 @@ def build(
     tokenizer: Tokenizer,
     corpus: Corpus,
     listeners: Listeners,
+    recorder: Recorder | None = None,
 ) -> Job:
-    """Make every part and join them. All ranks call it, after joining the default group."""
+    """Make every part and join them. All ranks call it, after joining the default group. With
+    `recorder`, what the job does can be read from outside while it does it."""
     listeners.status.enter("building")
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
-    ledger = Ledger()
+    ledger = Ledger(recorder=recorder)
     assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
@@ -68,13 +73,21 @@ def build(
         assembly=assembly,
         cursor=cursor,
         islands=islands,
+        find_snapshots=lambda: find_own_snapshots(
+            config.keep, folder, environment, checkpoint_group
+        ),
     )
     progress = Progress() if restored is None else restored.progress
+    describe_run = describer_of(assembly, environment, progress, cursor)
+    # Before the saver uses the same group from a thread of its own.
+    memory = open_memory_saver(
+        config, folder, environment, checkpoint_group, assembly, describe_run, restored
+    )
     saver = open_saver(
         config.checkpoint,
         folder,
         checkpoint_group,
-        snapshot=snapshot_of(assembly, environment, progress, cursor, islands),
+        snapshot=snapshot_of(assembly, environment, describe_run, islands),
         events=folder.events if environment.rank == 0 else None,
         restored=restored,
     )
@@ -90,13 +103,19 @@ def build(
         planner=planner,
         feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
         saver=saver,
+        memory=memory,
         elastic=open_elastic(assembly, planner),
         islands=islands,
         links=links,
         ledger=ledger,
-        stopwatch=Stopwatch(device_of(environment)),
+        stopwatch=Stopwatch(device_of(environment), partial(enter_phase, ledger)),
         listeners=listeners,
     )
+
+
+def enter_phase(ledger: Ledger, mark: str) -> None:
+    """Record the phase of a step that begins at a mark of its stopwatch."""
+    ledger.enter(PHASES[mark])
 
 
 def require_same_data_everywhere(corpus: Corpus, environment: RankEnvironment) -> None:
@@ -130,7 +149,7 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     return Rules(
         total_steps=config.train.steps,
         max_skipped_steps=config.train.max_skipped_steps,
-        max_grad_norm=config.optim.max_grad_norm,
+        max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
         seed=config.run.seed,
@@ -140,6 +159,11 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
             config.parallel.rebalance_interval_steps if assembly.layout.ep > 1 else 0
         ),
     )
+
+
+def _clipping_norm(config: JobConfig) -> float:
+    """What the update clips to; with `dgc` ranks have clipped before momentum was added."""
+    return math.inf if config.comms.replica.method == "dgc" else config.optim.max_grad_norm
 
 
 def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
@@ -166,33 +190,34 @@ def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
     )
 
 
-def snapshot_of(
-    assembly: Assembly,
+def open_memory_saver(
+    config: JobConfig,
+    folder: RunFolder,
     environment: RankEnvironment,
-    progress: Progress,
-    cursor: dict[str, Any],
-    islands: Islands | None,
-) -> Snapshot:
-    """A function that says what the run is now: its tensors, and their description."""
-
-    def snapshot() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        loss = probe_loss(assembly, environment)
-        description = {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "updates": assembly.optimizer.updates,
-            "data": cursor,
-            "architecture": asdict(assembly.architecture),
-            "layout": asdict(assembly.layout),
-            "arithmetic": arithmetic_of(assembly, environment),
-            "probe_loss": loss,
-        }
-        tensors = tensors_of(assembly.weights, assembly.optimizer)
-        if islands is not None:
-            tensors, description["outer"] = saved_with(islands, tensors, probe_loss=loss)
-        return tensors, description
-
-    return snapshot
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    describe_run: Describe,
+    restored: Restored | None,
+) -> MemorySaver:
+    """What takes snapshots in memory, where there are to be any."""
+    snapshots = open_snapshots(
+        config.keep,
+        folder,
+        environment,
+        group,
+        assembly=assembly,
+        meta=describe_run(),
+        forget=restored is None or restored.back,
+    )
+    return MemorySaver(
+        snapshots,
+        interval_steps=config.keep.every_steps,
+        folder=folder_of(config.keep, folder),
+        assembly=assembly,
+        describe_run=describe_run,
+        environment=environment,
+        events=folder.events,
+    )
 
 
 def open_saver(
@@ -209,8 +234,11 @@ def open_saver(
         folder.checkpoints, keep_last=config.keep_last, group=group, blocking=config.blocking
     )
     saver = Saver(checkpointer, config, snapshot=snapshot, events=events)
-    if restored is not None and restored.path.parent == folder.checkpoints:
-        saver.resumed(restored.progress.step, restored.path)
+    if restored is not None and restored.on_disk is not None:
+        if restored.on_disk == restored.path:
+            saver.resumed(restored.progress.step, restored.path)
+        else:
+            saver.found(restored.on_disk)
     return saver
 
 

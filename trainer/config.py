@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from comms.compression.config import WITHOUT_MOMENTUM
 from comms.config import CommsConfig
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
+from trainer.keeping.config import KeepingConfig
 from trainer.model.config import ModelConfig
 
 
@@ -102,29 +104,50 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (arXiv 1711.05101)."""
+    """AdamW (arXiv 1711.05101), or SGD with momentum."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is what `comms.replica.method: dgc` needs."""
 
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; `sgd` wants one some hundred times larger than `adamw`."""
 
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """adamw: decay of the first and second moment."""
 
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """adamw: added to the root of the second moment."""
 
-    weight_decay: float = 0.1
-    """Decoupled decay of matrices; vectors are not decayed."""
+    momentum: float = 0.9
+    """sgd: share of the last update direction that goes on."""
+
+    nesterov: bool = False
+    """sgd: whether momentum is Nesterov's."""
+
+    weight_decay: float | None = None
+    """Decay of matrices; vectors are not decayed. `adamw` decouples it from gradients, `sgd` adds
+    it to them. null is 0.1 for `adamw` and 1e-4 for `sgd`."""
 
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+
+    @property
+    def decay(self) -> float:
+        """`weight_decay`, null resolved."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.1 if self.name == "adamw" else 1e-4
 
     def __post_init__(self) -> None:
         _positive("optim", lr=self.lr, eps=self.eps, max_grad_norm=self.max_grad_norm)
         for beta in self.betas:
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
-        if self.weight_decay < 0:
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("optim.nesterov needs momentum, but optim.momentum=0; 0.9 is usual")
+        if self.weight_decay is not None and self.weight_decay < 0:
             raise ValueError(f"optim.weight_decay must not be negative, got {self.weight_decay}")
 
 
@@ -164,14 +187,55 @@ class JobConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    keep: KeepingConfig = field(default_factory=KeepingConfig)
     comms: CommsConfig = field(default_factory=CommsConfig)
 
     def __post_init__(self) -> None:
-        for rule in (self._batch_rule, self._context_rule, self._scratch_rule, self._island_rule):
+        for rule in (
+            self._batch_rule,
+            self._context_rule,
+            self._scratch_rule,
+            self._activation_rule,
+            self._optimizer_rule,
+            self._compression_rule,
+            self._island_rule,
+        ):
             rule()
 
+    def _activation_rule(self) -> None:
+        wanted = self.offload.activations
+        if self.train.recompute and wanted not in ("auto", "recompute"):
+            raise ValueError(
+                f"train.recompute=true runs whole blocks again, but offload.activations={wanted} "
+                "says otherwise; set train.recompute to false, or offload.activations to recompute"
+            )
+        if self.train.compile and wanted in ("selective", "swap"):
+            raise ValueError(
+                f"offload.activations={wanted} takes blocks apart, which train.compile=true makes "
+                "one graph of; set train.compile to false, or offload.activations to recompute"
+            )
+
+    def _optimizer_rule(self) -> None:
+        if self.optim.name == "sgd" and self.offload.optimizer not in ("auto", "device"):
+            raise ValueError(
+                f"offload.optimizer={self.offload.optimizer} moves AdamW's states, but optim.name="
+                "sgd; set offload.optimizer to device, or optim.name to adamw"
+            )
+
+    def _compression_rule(self) -> None:
+        optim = self.optim
+        if self.comms.replica.method != "dgc" or (optim.name == "sgd" and optim.momentum):
+            return
+        found = optim.name if optim.name != "sgd" else f"sgd with optim.momentum={optim.momentum}"
+        others = [method for method in WITHOUT_MOMENTUM if method != "none"]
+        raise ValueError(
+            "comms.replica.method=dgc corrects the momentum of SGD and does not fit optim.name="
+            f"{found}; set optim.name=sgd with optim.momentum=0.9, or comms.replica.method to one "
+            f"of {', '.join(others)}"
+        )
+
     def _scratch_rule(self) -> None:
-        for folder in self.offload.disk:
+        for folder in self.offload.disks:
             if not folder.startswith(("/", "~")):
                 raise ValueError(
                     f"offload.disk={folder!r} is relative, and ranks start in folders of their "

@@ -18,7 +18,7 @@ from parallel.experts.dispatch import ExpertDispatch
 from parallel.experts.moving import move_experts
 from parallel.experts.placement import Placement, rebalance
 from trainer.model.experts import Experts
-from trainer.optim import MOMENTS, Optimizer, moment_name
+from trainer.optim import Optimizer, moment_name
 from trainer.weights import Weights
 
 
@@ -111,7 +111,11 @@ class ElasticExperts:
         }
         return [
             *parameters.values(),
-            *(moments[moment_name(moment, n)] for moment in MOMENTS for n in parameters),
+            *(
+                moments[moment_name(moment, n)]
+                for moment in self._optimizer.moment_names
+                for n in parameters
+            ),
         ]
 
 

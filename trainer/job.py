@@ -10,6 +10,7 @@ from trainer.elastic import ElasticExperts
 from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
 from trainer.links import HostLinks
+from trainer.memory_saver import MemorySaver
 from trainer.metrics import Sink, StepReport
 from trainer.planner.protocol import Planner
 from trainer.progress import Progress
@@ -85,6 +86,9 @@ class Job:
     planner: Planner
     feed: StepFeed
     saver: Saver
+    memory: MemorySaver
+    """Takes snapshots in memory."""
+
     elastic: ElasticExperts | None
     """Moves experts between ranks; None where they stay."""
 
@@ -108,5 +112,6 @@ class Job:
         self.saver.close()
         if self.islands is not None:
             self.islands.close()
+        self.memory.close()
         for sink in self.listeners.sinks:
             sink.close()

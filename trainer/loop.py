@@ -26,17 +26,21 @@ def train(job: Job) -> Outcome:
     ended_s = time.perf_counter()
     for step in job.remaining_steps():
         verdict, ended_s = run_step(job, step, ended_s=ended_s)
+        job.ledger.enter("save")
         refuse_endless_skipping(job, verdict)
         if job.saver.is_due(step, by_time=verdict.save):
             publish_rest(job)
         job.saver.save_if_due(step, by_time=verdict.save)
+        job.memory.save_if_due(step)
         job.listeners.status.enter("training", step)
         if verdict.stop and step < job.rules.total_steps:
             stopped = True
             break
     job.listeners.status.enter("stopping")
     publish_rest(job)
+    job.memory.settle()
     checkpoint = job.saver.finish(job.progress.step)
+    job.memory.finish()
     return Outcome(
         kind="stopped" if stopped else "finished",
         step=job.progress.step,
@@ -50,6 +54,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     `ended_s` is when the step before ended, so that nothing between two steps goes uncounted.
     """
     begin_s = time.perf_counter()
+    job.ledger.begin_step(step, "data")
     work = job.feed.take(step)
     data_s = time.perf_counter() - begin_s
     seed_step(job, step)
@@ -75,6 +80,7 @@ def advance(job: Job, work: StepWork, verdict: Verdict) -> None:
     """Count the step."""
     job.progress.step = work.plan.step
     job.progress.tokens += work.num_tokens
+    job.progress.updates += verdict.commit
     job.progress.skipped_in_row = 0 if verdict.commit else job.progress.skipped_in_row + 1
 
 
@@ -122,8 +128,11 @@ def make_report(
         plan=work.plan,
         measured=replace(result.measured, data_s=data_s),
         bytes_sent=result.bytes_sent,
-        islands=result.islands,
+        snapshot_wait_s=result.snapshot_wait_s,
         movement=job.assembly.optimizer.movement if verdict.commit else None,
+        activations=result.activations,
+        exchanged=result.exchanged,
+        islands=result.islands,
     )
 
 

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import join, leave
+from comms.telemetry.recorder import Recorder
 from trainer.build import build
 from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
@@ -20,6 +22,7 @@ from trainer.metrics import JsonlSink, Sink, StepReport
 from trainer.reads import ReadLog, require_read
 from trainer.run_folder import RunFolder, append_event
 from trainer.status import Status
+from trainer.telemetry import recording
 from trainer.tensorboard import TensorBoardSink
 
 JOIN_DEADLINE_S = 7200.0
@@ -37,38 +40,44 @@ def run_job(
     should_stop: Callable[[], bool],
     host_memory_gib: Callable[[], float],
     on_report: Callable[[StepReport], None],
+    board: Path | None = None,
 ) -> Outcome:
     """Train as `config` says. All ranks call it, once per process.
 
     `explicit` maps the keys that the user set to where they were set; one that nothing reads is a
     RecipeError before the first step. `sinks` are used on rank 0, beside the run folder's own.
+    `board` is a file in this host's memory in which the process tells what it does; it can be read
+    while the process is stuck.
     """
     log = ReadLog()
     config = log.watch(config)
     folder = RunFolder.of(config.run)
     torch.set_num_threads(environment.threads)
-    status.enter("preparing")
-    # Before joining: nobody should wait in a collective while one process trains a tokenizer.
-    tokenizer = prepare_tokenizer(config.data, config.model.path)
-    with closing(
-        Corpus.open(config.data, tokenizer, background=environment.local_rank == 0)
-    ) as corpus:
-        corpus.begin(config.run.seed)
-        status.enter("joining")
-        meet(environment)
-        listeners = Listeners(
-            status=status,
-            sinks=(*_own_sinks(folder, environment), *sinks),
-            on_report=on_report,
-            should_stop=should_stop,
-            host_memory_gib=host_memory_gib,
-        )
-        try:
-            outcome = _train(config, environment, tokenizer, corpus, listeners, log, explicit)
-        finally:
-            leave()
-    status.enter("done")
-    return outcome
+    with recording(board, environment, status) as recorder:
+        status.enter("preparing")
+        # Before joining: nobody should wait in a collective while one process trains a tokenizer.
+        tokenizer = prepare_tokenizer(config.data, config.model.path)
+        with closing(
+            Corpus.open(config.data, tokenizer, background=environment.local_rank == 0)
+        ) as corpus:
+            corpus.begin(config.run.seed)
+            status.enter("joining")
+            meet(environment)
+            listeners = Listeners(
+                status=status,
+                sinks=(*_own_sinks(folder, environment), *sinks),
+                on_report=on_report,
+                should_stop=should_stop,
+                host_memory_gib=host_memory_gib,
+            )
+            try:
+                outcome = _train(
+                    config, environment, tokenizer, corpus, listeners, log, explicit, recorder
+                )
+            finally:
+                leave()
+        status.enter("done")
+        return outcome
 
 
 def meet(environment: RankEnvironment) -> None:
@@ -92,8 +101,16 @@ def _train(
     listeners: Listeners,
     log: ReadLog,
     explicit: Mapping[str, str],
+    recorder: Recorder | None,
 ) -> Outcome:
-    job = build(config, environment, tokenizer=tokenizer, corpus=corpus, listeners=listeners)
+    job = build(
+        config,
+        environment,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        listeners=listeners,
+        recorder=recorder,
+    )
     with closing(job):
         require_read(log, explicit)
         if environment.rank == 0:
@@ -107,8 +124,8 @@ def _train(
                 weights=job.assembly.origin,
             )
         outcome = train(job)
-        # Only after a clean end: a disk that hangs would hold up the error that it caused.
-        job.assembly.optimizer.close()
+        # Only after a clean end: a disk or a peer that hangs would hold up the error it caused.
+        job.assembly.close()
         if environment.rank == 0:
             append_event(
                 job.folder.events,

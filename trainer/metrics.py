@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.movement import Movement
+from trainer.exchanged import Exchanged
+from trainer.movement import ActivationMovement, Movement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.run_folder import append_line
 
@@ -76,8 +77,17 @@ class StepReport:
     bytes_sent: dict[str, int]
     """Payload bytes this rank sent, per axis and collective."""
 
+    snapshot_wait_s: float = 0.0
+    """How long the update waited for the snapshot of the step before."""
+
     movement: Movement | None = None
     """What the optimizer moved between memory, disk and device; None where its states stay."""
+
+    activations: ActivationMovement | None = None
+    """What activations moved; None where none can."""
+
+    exchanged: Exchanged | None = None
+    """What replicas sent each other compressed; None where they send whole gradients."""
 
     islands: IslandFigures | None = None
     """None where there is one."""
@@ -108,7 +118,10 @@ class StepReport:
             "expert_imbalance": self.expert_imbalance,
             "dropped_share": self.dropped_share,
             "skipped": self.skipped,
+            "snapshot_wait_s": self.snapshot_wait_s,
             **self._movement_record(),
+            **self._activation_record(),
+            **self._exchange_record(),
             **self._island_record(),
         }
 
@@ -133,10 +146,40 @@ class StepReport:
             "offload_device_share": moved.device_share,
         }
 
+    def _activation_record(self) -> dict[str, float]:
+        moved = self.activations
+        if moved is None:
+            return {}
+        return {
+            "activation_moved_gib": (moved.stored_bytes + moved.fetched_bytes) / 2**30,
+            "activation_recomputed_gib": moved.recomputed_bytes / 2**30,
+            "activation_saved_gib": moved.saved_bytes / 2**30,
+            "activation_hidden_s": moved.hidden_s,
+            "activation_exposed_s": moved.exposed_s,
+        }
+
+    def _exchange_record(self) -> dict[str, float]:
+        sent = self.exchanged
+        if sent is None:
+            return {}
+        return {
+            "replica_sent_mib": sent.sent_bytes / 2**20,
+            "replica_dense_mib": sent.dense_bytes / 2**20,
+            "replica_saving": sent.saving,
+            "replica_exposed_s": sent.waited_s,
+            "replica_error_norm": sent.error_norm,
+        }
+
     def plan_record(self) -> dict[str, Any]:
         """The line of plans.jsonl."""
         plan = self.plan
         moved_bytes = {} if self.movement is None else self.movement.moved_bytes
+        if self.activations is not None:
+            moved_bytes = {
+                **moved_bytes,
+                "activations_stored": self.activations.stored_bytes,
+                "activations_fetched": self.activations.fetched_bytes,
+            }
         return {
             "step": self.step,
             "layout": asdict(plan.layout),
@@ -149,6 +192,7 @@ class StepReport:
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,
             "compression": plan.compression,
+            "replica_bytes": plan.replica_bytes,
             "outer": None if plan.outer is None else asdict(plan.outer),
             "predicted": asdict(plan.predicted),
             "measured": asdict(self.measured),

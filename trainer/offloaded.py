@@ -34,6 +34,8 @@ class OffloadedAdamW:
     Finding non-finite gradients is left to the ranks' vote.
     """
 
+    moment_names = MOMENTS
+
     def __init__(
         self,
         model: HasParameters,

@@ -6,21 +6,18 @@ Guarantees, each asserted in tests/trainer/test_offloading.py:
   the first step.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import device_of
-from offload.disk.files import DiskFailure
 from offload.disk.speed import measure_speed
 from offload.disk.tier import STRIPE_BYTES, DiskTier
 from offload.disk_lane import record_bytes
 from offload.host_memory import HostLimits, RankNeed, read_limits
-from offload.host_tensors import PinningRefused
 from offload.schedule import spread
 from offload.subgroups import cut_subgroups
 from offload.weights import local
@@ -32,16 +29,18 @@ from trainer.memory import device_capacity_bytes
 from trainer.model.holder import HasParameters
 from trainer.offloaded import OffloadedAdamW
 from trainer.optim import DeviceAdamW, Optimizer, parameter_groups
+from trainer.sgd import DeviceSGD
 from trainer.state_plan import (
+    NOTHING,
     RankStates,
     StateOptions,
     candidates,
     need_of,
     options_of,
     problems_of,
+    together,
 )
-
-T = TypeVar("T")
+from trainer.together import on_all_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +54,30 @@ class _Rank:
 
 
 def build_optimizer(
-    model: HasParameters, config: JobConfig, layout: Layout, environment: RankEnvironment
+    model: HasParameters,
+    config: JobConfig,
+    layout: Layout,
+    environment: RankEnvironment,
+    *,
+    beside: RankNeed = NOTHING,
 ) -> Optimizer:
-    """AdamW over the parameters of `model`, which are filled. All ranks call it.
+    """The optimizer over the parameters of `model`, which are filled. All ranks call it.
 
-    Raises ResourceError where states fit nowhere that the recipe allows.
+    `beside` is what activations will take of host and disk. Raises ResourceError where states fit
+    nowhere that the recipe allows.
     """
     on_device = environment.device_type == "cuda"
     places = candidates(config.offload, on_device=on_device)
-    if places == ("device",):
+    if config.optim.name == "sgd":
+        return DeviceSGD(model, config.optim, momentum_applied=config.comms.replica.method == "dgc")
+    if places == ("device",) and beside == NOTHING:
         return DeviceAdamW(model, config.optim)
     tried = [options_of(place, config.offload) for place in places]
-    options = _choose(model, config, layout, environment, tried)
+    options = _choose(model, config, layout, environment, tried, beside)
     if options.placement == "device":
         return DeviceAdamW(model, config.optim)
     file_bytes = _scratch_bytes(model, config, options, with_master=on_device)
-    return _on_all_ranks(
+    return on_all_ranks(
         "make room for optimizer states", lambda: _open(model, config, options, file_bytes)
     )
 
@@ -81,6 +88,7 @@ def _choose(
     layout: Layout,
     environment: RankEnvironment,
     tried: list[StateOptions],
+    beside: RankNeed,
 ) -> StateOptions:
     """The first that fits on every host."""
     on_device = environment.device_type == "cuda"
@@ -96,16 +104,22 @@ def _choose(
         device_bytes=device_bytes,
     )
     needs = [
-        need_of(
-            options,
-            states,
-            file_bytes=_scratch_bytes(model, config, options, with_master=on_device),
+        together(
+            beside,
+            need_of(
+                options,
+                states,
+                file_bytes=_scratch_bytes(model, config, options, with_master=on_device),
+            ),
         )
         for options in tried
     ]
+    # What activations take on disk counts for every place of the states.
+    disks = config.offload.disks if beside.file_bytes else ()
     # Read before ranks meet here, and so before any of them takes memory.
-    limits = _on_all_ranks(
-        "look at their hosts", lambda: [read_limits(disks=options.disk) for options in tried]
+    limits = on_all_ranks(
+        "look at their hosts",
+        lambda: [read_limits(disks=options.disk or disks) for options in tried],
     )
     own = _Rank(host=environment.host, states=states, needs=tuple(needs))
     ranks = [_decoded(fields) for fields in exchange(dist.group.WORLD, asdict(own))]
@@ -115,10 +129,12 @@ def _choose(
         if not found:
             return options
     lines = [f"{o.placement}: {'; '.join(found)}" for o, found in zip(tried, problems, strict=True)]
+    also = "" if beside == NOTHING else " and activations as offload.activations asks"
     raise ResourceError(
         "optimizer states do not fit as offload.optimizer="
-        f"{config.offload.optimizer} asks ({' | '.join(lines)}). Free memory or disk, shard over "
-        "more ranks, or name another place (offload.optimizer, offload.disk)"
+        f"{config.offload.optimizer} asks{also} ({' | '.join(lines)}). Free memory or disk, shard "
+        "over more ranks, or name another place (offload.optimizer, offload.disk"
+        f"{', offload.activations' if also else ''})"
     )
 
 
@@ -196,18 +212,3 @@ def _decoded(fields: dict[str, Any]) -> _Rank:
         states=RankStates(**fields["states"]),
         needs=tuple(RankNeed(**need) for need in fields["needs"]),
     )
-
-
-def _on_all_ranks(what: str, work: Callable[[], T]) -> T:
-    """Do `work` once all ranks have begun it; its failure on one rank is raised on all."""
-    result, problem = None, ""
-    try:
-        result = work()
-    except (DiskFailure, PinningRefused, MemoryError, OSError) as error:
-        problem = str(error)
-    answers = exchange(dist.group.WORLD, problem)
-    failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if answer]
-    if failed:
-        raise ResourceError(f"ranks could not {what}: {'; '.join(failed)}")
-    assert result is not None
-    return result

@@ -22,6 +22,10 @@ class Optimizer(Protocol):
     """What training needs of an optimizer, wherever its states are."""
 
     @property
+    def moment_names(self) -> tuple[str, ...]:
+        """What it keeps of every parameter."""
+
+    @property
     def placement(self) -> str:
         """Where states are: `device`, `host`, `interleaved` or `disk`."""
 
@@ -42,7 +46,7 @@ class Optimizer(Protocol):
         be overwritten. `share` is as above; None leaves it to measured rates."""
 
     def moments(self) -> dict[str, Tensor]:
-        """Both moments of every parameter as they are now, by name: for reading."""
+        """All moments of every parameter as they are now, by name: for reading."""
 
     def moments_to_fill(self) -> dict[str, Tensor]:
         """Tensors of the same names and forms, to be filled and handed to `restored`."""
@@ -73,6 +77,7 @@ class DeviceAdamW:
     placement = "device"
     share: float | None = None
     movement: Movement | None = None
+    moment_names = MOMENTS
 
     def __init__(self, model: HasParameters, config: OptimConfig) -> None:
         self._named = dict(model.named_parameters())
@@ -136,12 +141,12 @@ def moment_name(moment: str, parameter: str) -> str:
 def parameter_groups(
     parameters: Iterable[nn.Parameter], config: OptimConfig
 ) -> list[dict[str, Any]]:
-    """Groups for an AdamW over `parameters`: matrices decay, vectors do not."""
+    """Groups for an optimizer over `parameters`: matrices decay, vectors do not."""
     everything = list(parameters)
     groups = [
         {
             "params": [p for p in everything if p.ndim >= 2],
-            "weight_decay": config.weight_decay,
+            "weight_decay": config.decay,
         },
         {"params": [p for p in everything if p.ndim < 2], "weight_decay": 0.0},
     ]

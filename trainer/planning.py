@@ -4,6 +4,7 @@ from math import prod
 
 from comms.config import RankEnvironment
 from comms.groups import device_of
+from parallel.replicas import Replicas
 from trainer.assembly import Assembly
 from trainer.config import JobConfig
 from trainer.data.corpus import packing_of
@@ -12,14 +13,16 @@ from trainer.links import HostLinks
 from trainer.measure import measure_hardware
 from trainer.model.config import Architecture
 from trainer.model.size import parameter_count, parameter_shapes, step_flops
+from trainer.planner.activations import ActivationPlanner
 from trainer.planner.batch import BatchArithmetic
-from trainer.planner.costs import AttentionShape, ModelCost
+from trainer.planner.compressed import CompressedPlanner
+from trainer.planner.costs import AttentionShape, ModelCost, replica_bytes, sent_bytes
 from trainer.planner.fixed import FixedPlanner
 from trainer.planner.groups import GroupPlanner
 from trainer.planner.links import LinkedPlanner
 from trainer.planner.outer import IslandPlanner, OuterCosts
 from trainer.planner.placed import PlacedPlanner
-from trainer.planner.plan import Activation
+from trainer.planner.plan import Activation, StepPlan
 from trainer.planner.protocol import Planner
 from trainer.spread import group_sizes, pool_ranks_per_host
 
@@ -38,6 +41,17 @@ def build_planner(
     Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
     """
     planner = _assigning_planner(config, environment, assembly, arithmetic)
+    room = assembly.activations.room
+    if room is not None:
+        share = config.offload.activation_share
+        planner = ActivationPlanner(
+            planner,
+            kinds=assembly.activation_kinds,
+            room=room,
+            share=None if share == "auto" else share,
+        )
+    if assembly.replicas is not None:
+        planner = _compressed(planner, model_cost(config, assembly), assembly.replicas)
     optimizer = assembly.optimizer
     if optimizer.placement != "device":
         planner = PlacedPlanner(planner, optimizer=optimizer.placement, share=optimizer.share)
@@ -54,6 +68,18 @@ def build_planner(
     return IslandPlanner(planner, costs)
 
 
+def _compressed(planner: Planner, cost: ModelCost, replicas: Replicas) -> Planner:
+    """`planner`, with what replicas send in every step."""
+
+    def other_bytes(plan: StepPlan) -> int:
+        sent = sent_bytes(rounds=len(plan.rounds), layout=plan.layout, model=cost)
+        return sent - replica_bytes(layout=plan.layout, model=cost)
+
+    return CompressedPlanner(
+        planner, replicas.config, replica_bytes=replicas.step_bytes, other_bytes=other_bytes
+    )
+
+
 def _assigning_planner(
     config: JobConfig,
     environment: RankEnvironment,
@@ -64,7 +90,10 @@ def _assigning_planner(
     hardware = measure_hardware(
         device_of(environment), ranks_per_host=assembly.ranks_per_host, group=assembly.group
     )
-    activation: Activation = "recompute" if config.train.recompute else "keep"
+    # Where there is a choice, it is made on top of a plan that keeps everything.
+    activation: Activation = "keep"
+    if assembly.activation_kinds == ("recompute",):
+        activation = "recompute"
     if config.parallel.sp == 1 and packing_of(config.data) != "single":
         return FixedPlanner(
             layout=assembly.layout,

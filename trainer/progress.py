@@ -13,4 +13,7 @@ class Progress:
     tokens: int = 0
     """Input tokens trained on."""
 
+    updates: int = 0
+    """Updates made; steps that were skipped made none."""
+
     skipped_in_row: int = 0

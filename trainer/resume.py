@@ -1,7 +1,8 @@
-"""Go on from a checkpoint, and prove that it is the same run."""
+"""Go on from a snapshot in memory or a checkpoint on disk, and prove that it is the same run."""
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import torch.distributed as dist
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes
 from trainer.assembly import Assembly
-from trainer.checkpoint.folder import set_aside_later
-from trainer.checkpoint.loading import Loaded, choose_loadable
+from trainer.checkpoint.filling import Source
+from trainer.checkpoint.folder import set_aside_later, step_of
+from trainer.checkpoint.loading import Loaded, StepFolder, choose
 from trainer.checkpoint.proof import Precision, check_same_loss
-from trainer.checkpoint.resume import decide_resume, drop_later_steps
+from trainer.checkpoint.resume import Resume, decide_resume, drop_later_steps
 from trainer.islands.checkpoints import LoadedIsland, load_island
 from trainer.islands.exchange import Islands
+from trainer.keeping.newest import in_order
+from trainer.keeping.source import SnapshotSource
 from trainer.probe import probe_loss
 from trainer.progress import Progress
+from trainer.replica_state import restore_replicas
 from trainer.run_folder import RunFolder, append_event
 from trainer.state import arithmetic_of, require_same_data, tensors_to_fill
 
@@ -29,7 +34,13 @@ class Restored:
 
     progress: Progress
     path: Path
-    """The checkpoint it goes on from."""
+    """The snapshot or checkpoint it goes on from."""
+
+    on_disk: Path | None
+    """The newest checkpoint of this run, read or not."""
+
+    back: bool
+    """Whether the user went back on purpose."""
 
 
 def restore(
@@ -40,27 +51,31 @@ def restore(
     group: dist.ProcessGroup,
     assembly: Assembly,
     cursor: dict[str, Any],
-    islands: Islands | None = None,
+    islands: Islands | None,
+    find_snapshots: Callable[[], list[SnapshotSource]],
 ) -> Restored | None:
-    """Load the newest loadable checkpoint that `run.resume` allows; None starts afresh.
+    """Load the newest whole state that `run.resume` allows; None starts afresh.
 
     Islands go on where they were. Another number of them than the checkpoint's starts from the
     parameters that all had agreed on, which is noted as an event.
 
-    All ranks call it. Raises RecipeError where the checkpoint does not fit the recipe, DataError
-    where none can be loaded, NumericError where the loss of the probe batch is another one than
-    when the checkpoint was written.
+    All ranks call it. Snapshots in memory, which `find_snapshots` looks for, come before
+    checkpoints of the same step. Raises RecipeError where the state does not fit the recipe,
+    DataError where none can be loaded, NumericError where the loss of the probe batch is another
+    one than when the checkpoint was written.
     """
-    candidates = _agreed_candidates(mode, folder, environment, group)
-    if not candidates:
+    decision = _agreed_decision(mode, folder, environment, group)
+    snapshots = find_snapshots() if _takes_newest(mode, decision) else []
+    sources = _sources(snapshots, decision.candidates)
+    if not sources:
         _drop_lines(folder, environment, 0)
         return None
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    found = load_island(tensors, choose_loadable(candidates, group), group, islands)
+    found = load_island(tensors, choose(tensors, sources, group), group, islands)
     loaded = found.loaded
     assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
-    assembly.optimizer.restored(tensors, loaded.meta["updates"])
+    assembly.optimizer.restored(tensors, found.updates)
     del tensors
     if islands is not None and found.kind != "same":
         islands.start_from(loaded.step)
@@ -78,23 +93,55 @@ def restore(
             before=found.stored,
             now=assembly.layout.island,
         )
-    progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"])
-    return Restored(progress=progress, path=loaded.path)
+    _continue_exchange(found, folder, environment, group, assembly)
+    return Restored(
+        progress=Progress(step=loaded.step, tokens=loaded.meta["tokens"], updates=found.updates),
+        path=loaded.path,
+        on_disk=_newest_on_disk(loaded, decision, folder),
+        back=decision.back,
+    )
 
 
-def _agreed_candidates(
+def _agreed_decision(
     mode: str, folder: RunFolder, environment: RankEnvironment, group: dist.ProcessGroup
-) -> list[Path]:
+) -> Resume:
     """What rank 0 sees, so that a late view of a shared folder cannot split the ranks."""
     payload = b""
     if environment.rank == 0:
         decision = decide_resume(mode, folder)
-        payload = json.dumps([str(path) for path in decision.candidates]).encode()
-    return [Path(path) for path in json.loads(broadcast_bytes(payload, group=group))]
+        fields = [decision.kind, [str(path) for path in decision.candidates], decision.back]
+        payload = json.dumps(fields).encode()
+    kind, paths, back = json.loads(broadcast_bytes(payload, group=group))
+    return Resume(kind=kind, candidates=tuple(Path(path) for path in paths), back=back)
+
+
+def _takes_newest(mode: str, decision: Resume) -> bool:
+    """Whether the run goes on from its own newest state, wherever that is."""
+    return mode != "never" and decision.kind != "from" and not decision.back
+
+
+def _sources(snapshots: Sequence[SnapshotSource], candidates: Sequence[Path]) -> list[Source]:
+    """All that may be loaded, in the order of trying. Without snapshots, names do not matter: the
+    user may have copied a checkpoint to a folder of any name."""
+    if not snapshots:
+        return [StepFolder(path) for path in candidates]
+    disk_steps = [step_of(path) for path in candidates]
+    return [
+        snapshots[found.number] if found.kind == "memory" else StepFolder(candidates[found.number])
+        for found in in_order([snapshot.step for snapshot in snapshots], disk_steps)
+    ]
+
+
+def _newest_on_disk(loaded: Loaded, decision: Resume, folder: RunFolder) -> Path | None:
+    own = [path for path in decision.candidates if path.parent == folder.checkpoints]
+    if loaded.place == "disk":
+        return loaded.path if loaded.path in own else None
+    return own[0] if own else None
 
 
 def _prove(found: LoadedIsland, assembly: Assembly, environment: RankEnvironment) -> None:
     if found.probe_loss is None:
+        # What a snapshot has was checked byte by byte, and needs no such proof.
         return
     meta = found.loaded.meta
     dtypes = (meta["arithmetic"]["dtype"], str(assembly.dtype))
@@ -120,6 +167,33 @@ def _drop_lines(folder: RunFolder, environment: RankEnvironment, step: int) -> N
         drop_later_steps(folder, step)
 
 
+def _continue_exchange(
+    found: LoadedIsland,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+) -> None:
+    loaded = found.loaded
+    causes = restore_replicas(
+        assembly,
+        environment.rank,
+        loaded.path,
+        loaded.meta.get("replicas"),
+        group,
+        before=found.before,
+    )
+    for cause in causes:
+        if environment.rank == 0:
+            append_event(
+                folder.events,
+                now_s=time.time(),
+                kind="compression_reset",
+                step=loaded.step,
+                cause=cause,
+            )
+
+
 def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> None:
     if environment.rank != 0:
         return
@@ -134,5 +208,10 @@ def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> 
             cause=reason,
         )
     append_event(
-        folder.events, now_s=now_s, kind="resumed", step=loaded.step, path=str(loaded.path)
+        folder.events,
+        now_s=now_s,
+        kind="resumed",
+        step=loaded.step,
+        path=str(loaded.path),
+        place=loaded.place,
     )

@@ -69,7 +69,9 @@ class PipelinedRounds:
             batches,
             divisor=divisor,
             arguments=[{"sharing": sharing} for sharing in sharings],
-            whole_backward=self._stages.recompute or self._compiled,
+            whole_backward=self._compiled
+            or self._stages.recompute
+            or self._stages.swap is not None,
         )
         return self._stages.total(reports)
 

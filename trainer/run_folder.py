@@ -52,6 +52,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def snapshots(self) -> Path:
+        """Which snapshots in the hosts' memory are of this run."""
+        return self.root / "snapshots.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"

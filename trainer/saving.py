@@ -68,6 +68,10 @@ class Saver:
         self._saved_step = step
         self._newest = path
 
+    def found(self, path: Path) -> None:
+        """Note that `path` is a complete checkpoint, of which no more is known."""
+        self._newest = path
+
     def save_if_due(self, step: int, *, by_time: bool) -> None:
         """Called after every step with what the vote said about time."""
         self._settle(self._checkpointer.poll(), fatal=False)

@@ -51,7 +51,7 @@ def choose_layout(
             ranks_per_host=ranks_per_host,
         )
         check_tensor_degree(architecture, layout.tp)
-        check_fit(layout, job.parallel, shape)
+        check_fit(layout, job.parallel, shape, job.comms.replica)
         _check_longest(job, architecture, layout, ranks_per_host)
     except ValueError as error:
         raise RecipeError(str(error)) from error

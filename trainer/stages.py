@@ -15,6 +15,7 @@ from parallel.mesh import Meshes
 from parallel.pipeline.run import Pipeline
 from parallel.pipeline.schedule import PipelineShape
 from parallel.pipeline.stages import StagedGradients
+from parallel.replicas import Replicas
 from trainer.config import JobConfig
 from trainer.data.batch import Batch
 from trainer.model.config import Architecture
@@ -50,12 +51,13 @@ def spread_decoder(
     dtype: torch.dtype,
     ledger: Ledger,
     ranks_per_host: int,
+    replicas: Replicas | None = None,
 ) -> Spreading:
     """A whole decoder on meta, spread. All ranks call it."""
     with torch.device("meta"):
         model = Decoder(architecture)
     hosts = _expert_hosts(config, meshes, ranks_per_host)
-    return _Whole(model, _parallelize(model, config, meshes, dtype, ledger, hosts))
+    return _Whole(model, _parallelize(model, config, meshes, dtype, ledger, hosts, replicas))
 
 
 def _expert_hosts(config: JobConfig, meshes: Meshes, ranks_per_host: int) -> HostGroups | None:
@@ -76,6 +78,7 @@ def spread_stages(
     dtype: torch.dtype,
     ledger: Ledger,
     ranks_per_host: int,
+    replicas: Replicas | None = None,
 ) -> Spreading:
     """This rank's stages of a decoder on meta, each spread. All ranks call it."""
     shape = pipeline_shape(config.parallel, meshes.layout)
@@ -86,7 +89,9 @@ def spread_stages(
             for number in shape.stages_of(meshes.group("pp").rank())
         ]
     hosts = _expert_hosts(config, meshes, ranks_per_host)
-    spreads = [_parallelize(stage, config, meshes, dtype, ledger, hosts) for stage in stages]
+    spreads = [
+        _parallelize(stage, config, meshes, dtype, ledger, hosts, replicas) for stage in stages
+    ]
     return _Staged(stages, spreads, shape, meshes, dtype, ledger, compiled=config.train.compile)
 
 
@@ -97,6 +102,7 @@ def _parallelize(
     dtype: torch.dtype,
     ledger: Ledger,
     hosts: HostGroups | None,
+    replicas: Replicas | None,
 ) -> Spread:
     def split_tensor(mesh: DeviceMesh, ledger: Ledger) -> object:
         return split_decoder(model, mesh, ledger)
@@ -117,6 +123,7 @@ def _parallelize(
         param_dtype=dtype,
         compile_blocks=config.train.compile,
         ledger=ledger,
+        replicas=replicas,
     )
 
 

@@ -29,6 +29,18 @@ def tensors_to_fill(model: HasParameters, optimizer: Optimizer) -> dict[str, Ten
     return {**_model_tensors(model), **optimizer.moments_to_fill()}
 
 
+def live_tensors(model: HasParameters, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Of `tensors_of`, those that the run computes with: they change in place, and no copy is made
+    to look at them."""
+    moments = optimizer.moments() if optimizer.placement == "device" else {}
+    return {**_model_tensors(model), **moments}
+
+
+def copied_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The rest of `tensors_of`: copies made by this call."""
+    return {} if optimizer.placement == "device" else optimizer.moments()
+
+
 def _model_tensors(model: HasParameters) -> dict[str, Tensor]:
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     saved = model.state_dict().keys()

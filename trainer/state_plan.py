@@ -17,6 +17,8 @@ from offload.host_memory import FLOAT_BYTES, HostLimits, RankNeed, find_problems
 
 Placement = Literal["device", "host", "interleaved", "disk"]
 
+NOTHING = RankNeed()
+
 DEVICE_FRACTION = 0.6
 """Of a device's memory that weights, gradients and states may take; activations, gathered weights
 and the allocator's gaps want the rest."""
@@ -72,7 +74,7 @@ def candidates(config: OffloadConfig, *, on_device: bool) -> tuple[Placement, ..
     if config.optimizer != "auto":
         return (config.optimizer,)
     beside: tuple[Placement, ...] = ("interleaved",) if on_device else ()
-    disk: tuple[Placement, ...] = ("disk",) if config.disk else ()
+    disk: tuple[Placement, ...] = ("disk",) if config.disks else ()
     return ("device", *beside, *disk)
 
 
@@ -94,7 +96,7 @@ def options_of(placement: Placement, config: OffloadConfig) -> StateOptions:
     return replace(
         options,
         disk_share=config.disk_share,
-        disk=tuple(str(Path(folder).expanduser()) for folder in config.disk),
+        disk=tuple(str(Path(folder).expanduser()) for folder in config.disks),
         disk_depth=config.disk_depth,
         disk_timeout_s=config.disk_timeout_s,
     )
@@ -127,6 +129,17 @@ def need_of(options: StateOptions, rank: RankStates, *, file_bytes: int) -> Rank
         need,
         pageable_bytes=need.pageable_bytes + staged_bytes + copied_bytes,
         file_bytes=file_bytes,
+    )
+
+
+def together(one: RankNeed, other: RankNeed) -> RankNeed:
+    """What a rank needs that has both needs at one time."""
+    return RankNeed(
+        pinned_bytes=one.pinned_bytes + other.pinned_bytes,
+        pageable_bytes=one.pageable_bytes + other.pageable_bytes,
+        shared_bytes=one.shared_bytes + other.shared_bytes,
+        file_bytes=one.file_bytes + other.file_bytes,
+        cached_bytes=one.cached_bytes + other.cached_bytes,
     )
 
 

@@ -23,6 +23,9 @@ class Status:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self.listener: Callable[[str], None] | None = None
+        """Hears of every phase, in the thread that begins it."""
+
         self._moment = Moment(phase="starting", step=0, since_s=clock())
 
     def enter(self, phase: str, step: int | None = None) -> None:
@@ -30,6 +33,8 @@ class Status:
         with self._lock:
             step = self._moment.step if step is None else step
             self._moment = Moment(phase=phase, step=step, since_s=self._clock())
+        if self.listener is not None:
+            self.listener(phase)
 
     def read(self) -> Moment:
         """The current phase. Any thread may call it."""

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+from comms.compression.config import WHOLE, StepChoice
 from comms.groups import device_of
+from parallel.replicas import Replicas
+from trainer.exchanged import Exchanged
 from trainer.feed import StepWork
 from trainer.islands.stepping import exchange_outer
 from trainer.job import Job
 from trainer.metrics import IslandFigures
+from trainer.movement import ActivationMovement
 from trainer.planner.plan import StepPlan, Terms
 from trainer.vote import Ballot, Verdict, vote
 
@@ -24,6 +28,15 @@ class StepResult:
     islands: IslandFigures | None
     """None where there is one island. The gap of losses is known some steps later."""
 
+    snapshot_wait_s: float
+    """How long the snapshot of the step before was waited for."""
+
+    activations: ActivationMovement | None
+    """None where none can move."""
+
+    exchanged: Exchanged | None = None
+    """What replicas sent each other compressed; None where they send whole gradients."""
+
 
 def train_step(job: Job, work: StepWork) -> StepResult:
     """Train on one global batch. All ranks call it with the same plan.
@@ -34,18 +47,23 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     """
     step, layout = work.plan.step, job.assembly.layout
     heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)
-    job.assembly.weights.model.recompute = work.plan.activation == "recompute"
+    job.assembly.activations.follow(work.plan.activation)
     if job.links is not None:
         job.links.follow(work.plan, job.assembly.pool)
+    replicas = job.assembly.replicas
+    if replicas is not None:
+        replicas.choose(StepChoice.parse(work.plan.compression))
     job.ledger.take()  # what a checkpoint's probe sent is not this step's
     job.stopwatch.mark("begin")
-    parts = job.assembly.rounds.train(
-        [batch.to(device_of(job.environment)) for batch in work.batches],
-        [job.assembly.sharing(group) for group in work.groups],
-        divisor=work.divisor,
-    )
+    with job.assembly.activations.watched(step):
+        parts = job.assembly.rounds.train(
+            [batch.to(device_of(job.environment)) for batch in work.batches],
+            [job.assembly.sharing(group) for group in work.groups],
+            divisor=work.divisor,
+        )
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
+    snapshot_wait_s = job.memory.settle()
     verdict = vote(
         Ballot(
             step=step,
@@ -64,9 +82,12 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         world_size=layout.island_ranks,
         first_rank=layout.island_of(job.environment.rank) * layout.island_ranks,
         group=job.assembly.group,
+        ledger=job.ledger,
     )
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
+    if replicas is not None:
+        replicas.settle(commit=verdict.commit)
     if verdict.commit:
         _update(job, work.plan, verdict, rate)
     merge_wait_s = 0.0
@@ -74,7 +95,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         verdict, merge_wait_s = exchange_outer(job, job.islands, work, verdict)
     job.assembly.gradients.zero()
     job.stopwatch.mark("updated")
-    return _result(job, verdict, rate, merge_wait_s)
+    return _result(job, verdict, rate, merge_wait_s=merge_wait_s, snapshot_wait_s=snapshot_wait_s)
 
 
 def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
@@ -90,16 +111,22 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
         )
 
 
-def _result(job: Job, verdict: Verdict, rate: float, merge_wait_s: float) -> StepResult:
+def _result(
+    job: Job, verdict: Verdict, rate: float, *, merge_wait_s: float, snapshot_wait_s: float
+) -> StepResult:
+    job.ledger.end_step()
     bytes_sent, waited_s = job.ledger.take()
     outer_bytes, islands_s = ({}, 0.0) if job.islands is None else job.islands.ledger.take()
-    watch = job.stopwatch
+    moved = job.assembly.activations.take_movement()
+    copies_s = 0.0 if moved is None else moved.exposed_s
+    watch, replicas = job.stopwatch, job.assembly.replicas
     return StepResult(
         verdict=verdict,
         learning_rate=rate,
         measured=Terms(
-            compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s),
+            compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s - copies_s),
             communication_s=waited_s,
+            copies_s=copies_s,
             update_s=max(0.0, watch.seconds("voted", "updated") - merge_wait_s),
             bubble_s=watch.seconds("summed", "voted"),
             islands_s=islands_s,
@@ -108,4 +135,17 @@ def _result(job: Job, verdict: Verdict, rate: float, merge_wait_s: float) -> Ste
         islands=None
         if job.islands is None
         else IslandFigures(loss_gap=0.0, wait_s=islands_s, sent_bytes=sum(outer_bytes.values())),
+        snapshot_wait_s=snapshot_wait_s,
+        activations=moved,
+        exchanged=None if replicas is None else _exchanged(replicas, bytes_sent),
+    )
+
+
+def _exchanged(replicas: Replicas, bytes_sent: dict[str, int]) -> Exchanged:
+    """Of the step that was just settled."""
+    return Exchanged(
+        sent_bytes=sum(n for name, n in bytes_sent.items() if name.startswith("replica/")),
+        dense_bytes=replicas.step_bytes(WHOLE),
+        waited_s=replicas.take_waited_s(),
+        error_norm=replicas.exchange.error_norm(),
     )

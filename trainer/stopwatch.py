@@ -1,6 +1,7 @@
 """Seconds between marks, on the host's clock or the device's."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -8,12 +9,16 @@ import torch
 class Stopwatch:
     """Marks of one step. On CUDA they are events, so that marking does not wait for the device."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, on_mark: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._on_mark = on_mark
         self._cuda = device.type == "cuda"
         self._marks: dict[str, float | torch.cuda.Event] = {}
 
     def mark(self, name: str) -> None:
-        """Remember now as `name`, in the order of the device's work."""
+        """Remember now as `name`, in the order of the device's work, and tell `on_mark`."""
+        self._on_mark(name)
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()

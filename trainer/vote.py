@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from comms.ledger import Ledger
+from comms.volume import all_reduce_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
@@ -73,6 +76,7 @@ def vote(
     world_size: int,
     first_rank: int = 0,
     group: dist.ProcessGroup | None = None,
+    ledger: Ledger | None = None,
 ) -> Verdict:
     """Add up the ballots of an island: of `group`, where this is `rank` of `world_size` and
     `first_rank` the world rank of the first. Every rank of it calls it once per step, after
@@ -102,7 +106,12 @@ def vote(
     load = ballot.expert_load.to("cpu", torch.float64)
     urn = torch.cat([scalars, health, load.flatten()])
     if world_size > 1:
-        dist.all_reduce(urn, group=group)
+        group = dist.group.WORLD if group is None else group
+        assert group is not None
+        ledger = Ledger() if ledger is None else ledger
+        sent_bytes = all_reduce_bytes(urn.nbytes, world_size)
+        with ledger.recorded("vote", "all_reduce", sent_bytes, group):
+            dist.all_reduce(urn, group=group)
     scalar_count = scalars.numel()
     sums = urn[:scalar_count].tolist()
     loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped, *heard = sums

@@ -18,7 +18,8 @@ Guarantees, each asserted in tests/comms/compression/test_exchange.py:
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -26,18 +27,15 @@ from torch import Tensor
 
 from comms.compression.config import CompressionConfig, StepChoice, begins_dense, ratio_at
 from comms.compression.dense import Dense, reduce_dense_runs
-from comms.compression.dgc import DeepGradientCompression
-from comms.compression.econtrol import ErrorControl
+from comms.compression.flat import FlatGradient
 from comms.compression.geometry import Geometry, cut
-from comms.compression.method import Method, Phases, Scratch, Step
+from comms.compression.method import Method, Phases, Scratch, Step, recorded
+from comms.compression.methods import method_of, sent_bytes
 from comms.compression.momentum import Momentum
-from comms.compression.powersgd import PowerSGD
-from comms.compression.quantized import QuantizedAllReduce
 from comms.compression.runner import Pending, Runner
 from comms.compression.state import Slot
 from comms.compression.two_level import inside_bytes, over_hosts, shard_numel
 from comms.ledger import Ledger
-from comms.volume import all_reduce_bytes
 
 logger = logging.getLogger("braid")
 
@@ -68,7 +66,7 @@ class Exchange:
         background: bool = True,
     ) -> None:
         self._config = self._step_config = config
-        self._method = _method_of(config)
+        self._method = method_of(config)
         self._momentum = Momentum(config.momentum, config.nesterov)
         self._dense = Dense(torch.float32, self._momentum)
         self._group = group
@@ -103,17 +101,16 @@ class Exchange:
                 f"A gradient of dtype {flat.dtype} and shape {tuple(flat.shape)} was passed under "
                 f"{key!r}; it must be a contiguous fp32 vector."
             )
-        numel = flat.numel()
-        if self._inside is not None:
-            numel, shapes = shard_numel(numel, self._inside.size()), None
-        geometry = cut(numel, shapes, self._step_config)
-        slot = self._slot(key, numel)
+        geometry = self._geometry(flat.numel(), shapes, self._step_config)
+        slot = self._slot(key, geometry.numel)
         steps = slot.steps + slot.open
         ratio = ratio_at(steps, self._step_config)
         method = self._dense if begins_dense(steps, self._step_config) else self._method
-        self._count(flat.numel(), geometry, ratio, method)
+        tokens = self._begin(flat.numel(), geometry, ratio, method)
         seed = zlib.crc32(f"{self._config.seed}/{key}/{steps}".encode())
         phases = self._phases(slot, flat, geometry, ratio, seed, method)
+        if self._ledger is not None and self._ledger.recorder is not None:
+            phases = recorded(phases, self._ledger.recorder, tokens)
         serial = method.phases > 1 or self._inside is not None
         return self._runner.submit(phases, flat, serial=serial, then=then)
 
@@ -124,7 +121,7 @@ class Exchange:
         next, at once where that one is dense. Raises ValueError where momentum does not fit.
         """
         self._step_config = self._config.with_choice(choice)
-        self._method = _method_of(self._step_config)
+        self._method = method_of(self._step_config)
 
     def commit(self) -> None:
         """Keep what the step did to the state. Called after all its sums were waited for; a step
@@ -136,6 +133,25 @@ class Exchange:
         """Take a dropped step back. Called after all its sums were waited for or have failed."""
         for slot in self._slots.values():
             slot.rollback()
+
+    def error_norm(self) -> float:
+        """Norm of what this rank has not sent yet, over all gradients. Called between steps."""
+        unsent = [s.values["residual"] for s in self._slots.values() if "residual" in s.values]
+        if not unsent:
+            return 0.0
+        return float(torch.stack([torch.linalg.vector_norm(u) for u in unsent]).norm())
+
+    def step_bytes(self, choice: StepChoice, flats: Iterable[FlatGradient]) -> int:
+        """Bytes that this rank will send over `group` for these gradients with this choice; a
+        warm-up or dense beginning of the configuration is not counted."""
+        config = self._config.with_choice(choice)
+        found = 0
+        for flat in flats:
+            geometry = self._geometry(flat.numel, flat.shapes, config)
+            ranks = self._group.size()
+            sent = sent_bytes(method_of(config), geometry, ranks=ranks, ratio=config.ratio)
+            found += sum(sent.values())
+        return found
 
     def reset(self, reason: str) -> None:
         """Forget what was not sent, and say so."""
@@ -175,6 +191,14 @@ class Exchange:
         """End the thread. Sums under way are finished first."""
         self._runner.close()
 
+    def _geometry(
+        self, numel: int, shapes: Sequence[Sequence[int]] | None, config: CompressionConfig
+    ) -> Geometry:
+        """How what this rank exchanges with others of `group` is cut."""
+        if self._inside is not None:
+            numel, shapes = shard_numel(numel, self._inside.size()), None
+        return cut(numel, shapes, config)
+
     def _slot(self, key: str, numel: int) -> Slot:
         slot = self._slots.setdefault(key, Slot())
         kept = {name: slot.values[name].numel() for name in FULL if name in slot.values}
@@ -185,15 +209,6 @@ class Exchange:
             )
             slot = self._slots[key] = Slot()
         return slot
-
-    def _sent_bytes(self, geometry: Geometry, ratio: float, method: Method) -> dict[str, int]:
-        """Bytes that this rank sends over `group` for one gradient, per operation."""
-        found = {"all_reduce": all_reduce_bytes(4 * geometry.dense_numel, self._group.size())}
-        if geometry.matrices:
-            sent = method.sent_bytes(geometry, self._group.size(), ratio)
-            for operation, sent_bytes in sent.items():
-                found[operation] = found.get(operation, 0) + sent_bytes
-        return {operation: sent_bytes for operation, sent_bytes in found.items() if sent_bytes}
 
     def _clip(self, slot: Slot, flat: Tensor, clip_norm: float) -> None:
         """Bound this rank's gradient by the bound on the sum over the root of the ranks
@@ -206,14 +221,17 @@ class Exchange:
         if norm > limit:
             flat *= limit / norm
 
-    def _count(self, numel: int, geometry: Geometry, ratio: float, method: Method) -> None:
+    def _begin(self, numel: int, geometry: Geometry, ratio: float, method: Method) -> list[int]:
+        """Count and record what one exchange sends. Its collectives of a kind are one record."""
         if self._ledger is None:
-            return
-        for operation, sent_bytes in self._sent_bytes(geometry, ratio, method).items():
-            self._ledger.sent(self._axis, operation, sent_bytes)
+            return []
+        begin = partial(self._ledger.begin, started=False)
+        sent = sent_bytes(method, geometry, ranks=self._group.size(), ratio=ratio)
+        tokens = [begin(self._axis, o, count, self._group) for o, count in sent.items()]
         if self._inside is not None:
-            for operation, sent_bytes in inside_bytes(numel, self._inside.size()).items():
-                self._ledger.sent(f"{self._axis}_inside", operation, sent_bytes)
+            axis, sent = f"{self._axis}_inside", inside_bytes(numel, self._inside.size())
+            tokens += [begin(axis, o, count, self._inside) for o, count in sent.items()]
+        return tokens
 
     def _phases(
         self,
@@ -256,25 +274,3 @@ def _compressed_and_dense(
         finite = yield from method.exchange(slot, flat, step)
     yield dense_work
     return (yield from dense) and finite
-
-
-def _method_of(config: CompressionConfig) -> Method:
-    momentum = Momentum(config.momentum, config.nesterov)
-    match config.method:
-        case "none":
-            return Dense(torch.float32, momentum)
-        case "fp16":
-            return Dense(torch.float16, momentum)
-        case "bf16":
-            return Dense(torch.bfloat16, momentum)
-        case "dgc":
-            # Where all is sent, nothing needs masking, and SGD with momentum is what remains.
-            if config.ratio == 1:
-                return Dense(torch.float32, momentum)
-            return DeepGradientCompression(config)
-        case "powersgd":
-            return PowerSGD(config)
-        case "quantized":
-            return QuantizedAllReduce(config)
-        case _:
-            return ErrorControl(config)

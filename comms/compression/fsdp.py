@@ -12,14 +12,31 @@ Guarantees, each asserted in tests/comms/compression/test_fsdp.py:
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
-from comms.compression.exchange import Exchange
+from comms.compression.flat import FlatGradient, Piece
 from comms.compression.runner import Pending
+
+
+class ShardExchange(Protocol):
+    """Something that sums flat gradients over replicas, such as
+    `comms.compression.exchange.Exchange`."""
+
+    @property
+    def ranks(self) -> int:
+        """Ranks whose gradients are summed."""
+
+    def start(
+        self, key: str, flat: Tensor, shapes: Sequence[Sequence[int]] | None = None
+    ) -> Pending:
+        """Begin to sum `flat` in place; `shapes` are those of the tensors in it, in order."""
 
 
 class ShardHooks:
@@ -27,6 +44,10 @@ class ShardHooks:
 
     def __init__(self, hooks: "Sequence[_ModuleHook]") -> None:
         self._hooks = hooks
+
+    def flat_gradients(self) -> dict[str, FlatGradient]:
+        """What lies in each module's flat gradient, by the key under which it is exchanged."""
+        return {hook.key: hook.layout for hook in self._hooks}
 
     def start_round(self, *, last: bool) -> None:
         """Before each forward and backward; on the last one of a step, sums are exchanged."""
@@ -39,11 +60,19 @@ class ShardHooks:
             hook.finish()
 
 
-def compress_shards(model: nn.Module, exchange: Exchange, *, average: bool = True) -> ShardHooks:
+def compress_shards(
+    model: nn.Module,
+    exchange: ShardExchange,
+    *,
+    average: bool = True,
+    tensor_parallel: bool = False,
+) -> ShardHooks:
     """Sum the gradient shards of every FSDP module over the exchange's ranks.
 
     With `average`, gradients are divided by all ranks, as FSDP2 does by itself; without, they are
-    sums. All ranks call it, after `fully_shard`. Raises ValueError where the model has no FSDP
+    sums. With `tensor_parallel`, what the ranks of that axis hold alike travels uncompressed: they
+    compress it beside different tensors, and would not get the same. All ranks call it, after
+    `fully_shard`. Raises ValueError where the model has no FSDP
     module, or its mesh has more than the shard axis.
     """
     modules = {name: m for name, m in model.named_modules() if isinstance(m, FSDPModule)}
@@ -51,7 +80,8 @@ def compress_shards(model: nn.Module, exchange: Exchange, *, average: bool = Tru
         raise ValueError("The model has no FSDP module: call fully_shard first.")
     hooks = []
     for name, module in modules.items():
-        hook = _ModuleHook(name or "root", _own_parameters(module), exchange, average=average)
+        layout = _layout(_own_parameters(module), tensor_parallel=tensor_parallel)
+        hook = _ModuleHook(name or "root", layout, exchange, average=average)
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
         module.set_all_reduce_hook(hook)
@@ -67,20 +97,22 @@ class _ModuleHook:
     """
 
     def __init__(
-        self, key: str, parameters: list[nn.Parameter], exchange: Exchange, *, average: bool
+        self, key: str, layout: FlatGradient, exchange: ShardExchange, *, average: bool
     ) -> None:
         self.last = True
-        self._key = key
-        self._parameters = parameters
-        self._exchange = exchange
-        mesh = _sharded(parameters[0]).device_mesh
-        if mesh.ndim != 1:
+        self.key = key
+        self.layout = layout
+        parameters = [piece.parameter for piece in layout.pieces]
+        first = _sharded(parameters[0])
+        mesh = first.device_mesh
+        if first.placements[0].is_replicate():
             raise ValueError(
                 f"{key} is spread over the axes {mesh.mesh_dim_names}; pass fully_shard the shard "
                 "axis alone, the exchange takes the place of the others."
             )
-        self._divisor = exchange.ranks * mesh.size() if average else 1
-        self._shapes = [_padded_shape(parameter) for parameter in parameters]
+        self._parameters = parameters
+        self._exchange = exchange
+        self._divisor = exchange.ranks * mesh.size(0) if average else 1
         self._flat: Tensor | None = None
         self._pending: Pending | None = None
 
@@ -88,7 +120,7 @@ class _ModuleHook:
         if self._flat is not None:
             if reduced.numel() != self._flat.numel():
                 raise RuntimeError(
-                    f"{self._key} had gradients of {self._flat.numel()} elements in one round and "
+                    f"{self.key} had gradients of {self._flat.numel()} elements in one round and "
                     f"{reduced.numel()} in another: the same parameters must take part in all."
                 )
             if self.last:
@@ -99,9 +131,9 @@ class _ModuleHook:
             for parameter in self._parameters:
                 parameter.grad = None
         if self.last:
-            whole = sum(_numel(shape) for shape in self._shapes) == reduced.numel()
+            whole = reduced.numel() == self.layout.numel
             self._pending = self._exchange.start(
-                self._key, reduced, self._shapes if whole else None
+                self.key, reduced, self.layout.shapes if whole else None
             )
 
     def finish(self) -> None:
@@ -115,11 +147,15 @@ class _ModuleHook:
 
     def _check_views(self, flat: Tensor) -> None:
         memory = flat.untyped_storage().data_ptr()
-        for parameter in self._parameters:
-            local = _local(parameter.grad)
-            if local is not None and local.untyped_storage().data_ptr() != memory:
+        whole = flat.numel() == self.layout.numel
+        for piece in self.layout.pieces:
+            local = _local(piece.parameter.grad)
+            if local is None or not local.numel():
+                continue
+            moved = whole and local.storage_offset() != piece.start
+            if moved or local.untyped_storage().data_ptr() != memory:
                 raise RuntimeError(
-                    f"Gradients of {self._key} were copied after their reduction: compression "
+                    f"Gradients of {self.key} were copied after their reduction: compression "
                     "needs fp32 parameters, reduce_dtype=torch.float32 and no CPU offload policy."
                 )
 
@@ -141,15 +177,28 @@ def _local(gradient: Tensor | None) -> Tensor | None:
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
-def _padded_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of this parameter's part of the reduce-scatter output, filled up like on all ranks."""
+def _layout(parameters: list[nn.Parameter], *, tensor_parallel: bool) -> FlatGradient:
+    """Where this rank's part of each parameter lies in the reduce-scatter output, which is filled
+    up like on all ranks."""
+    shapes = tuple(_padded_shape(parameter, tensor_parallel) for parameter in parameters)
+    starts = list(accumulate((prod(shape) for shape in shapes), initial=0))
+    locals_ = (_sharded(parameter).to_local() for parameter in parameters)
+    pieces = (
+        Piece(parameter, start, local.numel())
+        for parameter, start, local in zip(parameters, starts, locals_, strict=False)
+    )
+    return FlatGradient(starts[-1], shapes, tuple(pieces))
+
+
+def _padded_shape(parameter: nn.Parameter, tensor_parallel: bool) -> tuple[int, ...]:
+    """Shape of this parameter's part on the rank that has most of it; that of a vector, which
+    travels uncompressed, where ranks of a tensor axis hold the same. The shard axis comes first in
+    a mesh, and cuts what the other axes leave."""
     tensor = _sharded(parameter)
-    placement = tensor.placements[0]
-    assert isinstance(placement, Shard)
     shape = list(tensor.shape)
-    shape[placement.dim] = -(-shape[placement.dim] // tensor.device_mesh.size())
-    return torch.Size(shape)
-
-
-def _numel(shape: torch.Size) -> int:
-    return shape.numel()
+    cuts = list(zip(tensor.placements, tensor.device_mesh.shape, strict=True))
+    for placement, ranks in reversed(cuts):
+        if isinstance(placement, Shard | _StridedShard):
+            shape[placement.dim] = -(-shape[placement.dim] // ranks)
+    alike = len(cuts) == 1 or any(placement.is_replicate() for placement, _ in cuts)
+    return (prod(shape),) if tensor_parallel and alike else tuple(shape)

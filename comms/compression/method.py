@@ -1,6 +1,6 @@
 """What a compression method is: how it turns one rank's flat gradient into the sum over ranks."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from comms.compression.geometry import Geometry
 from comms.compression.state import Slot
 from comms.compression.wire import SCALE_BYTES, as_bytes, from_bytes
+from comms.telemetry.recorder import Recorder
 
 Phases: TypeAlias = "Generator[dist.Work, None, bool]"
 """Yields each collective under way, to be resumed once it has completed. Returns whether what came
@@ -68,6 +69,14 @@ def gather(code: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
     work = dist.all_gather(list(rows), code, group=group, async_op=True)
     assert work is not None
     return rows, work
+
+
+def recorded(phases: Phases, recorder: Recorder, tokens: Sequence[int]) -> Phases:
+    """The same exchange, which says when it starts and, unless it fails, when it is over."""
+    recorder.start(*tokens)
+    finite = yield from phases
+    recorder.end(*tokens)
+    return finite
 
 
 def poisoned_rows(rows: Tensor) -> bool:

@@ -125,7 +125,9 @@ class StreamingDiloco:
             except IslandLostError as error:
                 logger.warning("%s", error)
         config, ledger = self._config, self._ledger
-        self._link = IslandLink(config.layout, group, inside, ledger.sent)
+        self._link = IslandLink(
+            config.layout, group, inside, ledger.sent, partial(ledger.recorded, beside=True)
+        )
         agreed = agree(
             self._link,
             self._fragments,
@@ -189,8 +191,8 @@ class StreamingDiloco:
         state = fragment.state.to(fragment.device)
         gradient = fragment.gradient(state)
         if config.layout == "own":
-            gradient = whole_flat(fragment.parameters, gradient)
-            self._link.count_inside("all_gather", whole_flat_bytes(fragment.parameters))
+            with self._link.gathering_inside(whole_flat_bytes(fragment.parameters)):
+                gradient = whole_flat(fragment.parameters, gradient)
         else:
             self._link.count_vote()
         self._link.count_gather(message.message_bytes(gradient.numel(), config.wire))

@@ -11,6 +11,7 @@ Guarantees, each asserted in tests/comms/outer/test_link.py:
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,11 @@ from comms.volume import all_reduce_bytes
 Count = Callable[[str, str, int], None]
 """Takes axis, operation and bytes."""
 
+Record = Callable[[str, str, int, dist.ProcessGroup], AbstractContextManager[None]]
+"""Takes axis, operation, bytes and the group; what is inside is one collective."""
+
 _VOTE_BYTES = 4
+_INSIDE = "island_inside"
 
 
 class IslandLostError(RuntimeError):
@@ -42,12 +47,14 @@ class IslandLink:
         group: dist.ProcessGroup | None,
         inside: dist.ProcessGroup | None,
         count: Count,
+        record: Record = lambda *_: nullcontext(),
     ) -> None:
         _check(layout, group, inside)
         self._own = layout == "own"
         self._group = group
         self._inside = inside if inside is not None and inside.size() > 1 else None
         self._count = count
+        self._record = record
         size_place = [1, 0] if group is None else [group.size(), group.rank()]
         if self._own:
             told = torch.tensor(size_place, dtype=torch.int64)
@@ -66,7 +73,9 @@ class IslandLink:
         if self._inside is None:
             return yes
         votes = torch.tensor([int(yes)], dtype=torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self._inside)
+        sent_bytes = all_reduce_bytes(_VOTE_BYTES, self._inside.size())
+        with self._record(_INSIDE, "all_reduce", sent_bytes, self._inside):
+            dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self._inside)
         return bool(votes)
 
     def gather(self, message: Tensor) -> Tensor:
@@ -75,10 +84,12 @@ class IslandLink:
         Raises IslandLostError on all ranks of an island where one of them lost a peer.
         """
         rows = message.new_empty(self.islands, message.numel())
+        sent_bytes = message.nbytes * (self.islands - 1)
         lost: RuntimeError | None = None
         if self._group is not None:
             try:
-                dist.all_gather(list(rows.unbind()), message, group=self._group)
+                with self._record("island", "all_gather", sent_bytes, self._group):
+                    dist.all_gather(list(rows.unbind()), message, group=self._group)
             except RuntimeError as error:
                 lost = error
         if not self.vote(lost is None):
@@ -88,9 +99,11 @@ class IslandLink:
     def spread(self, value: Tensor, source: int) -> None:
         """Give island `source`'s tensor to all islands, in place."""
         if self._group is not None:
-            dist.broadcast(value, group_src=source, group=self._group)
-            if self.place == source:
-                self._count("island", "broadcast", value.nbytes)
+            sent_bytes = value.nbytes if self.place == source else 0
+            with self._record("island", "broadcast", sent_bytes, self._group):
+                dist.broadcast(value, group_src=source, group=self._group)
+            if sent_bytes:
+                self._count("island", "broadcast", sent_bytes)
         if self._own:
             self._count_passing(value.nbytes)
             self._passed_on(value)
@@ -106,21 +119,29 @@ class IslandLink:
     def count_vote(self) -> None:
         """Count what one `vote` makes this rank send."""
         if self._inside is not None:
-            self.count_inside("all_reduce", all_reduce_bytes(_VOTE_BYTES, self._inside.size()))
+            self._count_inside("all_reduce", all_reduce_bytes(_VOTE_BYTES, self._inside.size()))
 
-    def count_inside(self, operation: str, sent_bytes: int) -> None:
-        """Count what this rank sent inside its island."""
+    def gathering_inside(self, sent_bytes: int) -> AbstractContextManager[None]:
+        """Count what this rank sends in a gather inside its island, which is done in there."""
+        self._count_inside("all_gather", sent_bytes)
+        if self._inside is None or not sent_bytes:
+            return nullcontext()
+        return self._record(_INSIDE, "all_gather", sent_bytes, self._inside)
+
+    def _count_inside(self, operation: str, sent_bytes: int) -> None:
         if sent_bytes:
-            self._count("island_inside", operation, sent_bytes)
+            self._count(_INSIDE, operation, sent_bytes)
 
     def _count_passing(self, payload_bytes: int) -> None:
         if self._inside is not None and self._inside.rank() == 0:
-            self.count_inside("broadcast", payload_bytes)
+            self._count_inside("broadcast", payload_bytes)
 
     def _passed_on(self, value: Tensor) -> Tensor:
         """Rank 0's tensor, on all ranks of the island, in place."""
         if self._inside is not None:
-            dist.broadcast(value, group_src=0, group=self._inside)
+            sent_bytes = value.nbytes if self._inside.rank() == 0 else 0
+            with self._record(_INSIDE, "broadcast", sent_bytes, self._inside):
+                dist.broadcast(value, group_src=0, group=self._inside)
         return value
 
 

@@ -83,8 +83,8 @@ def _shared(link: IslandLink, fragment: Fragment, flat: Tensor, layout: IslandLa
     """What islands have in common of a flat tensor: all of it, or this shard."""
     if layout == "same":
         return flat
-    link.count_inside("all_gather", whole_flat_bytes(fragment.parameters))
-    return whole_flat(fragment.parameters, flat)
+    with link.gathering_inside(whole_flat_bytes(fragment.parameters)):
+        return whole_flat(fragment.parameters, flat)
 
 
 def _checksum(flat: Tensor) -> int:

@@ -7,8 +7,9 @@ Block input and attention output always leave; of the other tensors the rows of 
 the tokens leave, and the rest is recomputed; the last blocks stay.
 
 Guarantees, each asserted in tests/offload/activations/test_blocks.py:
-- keep, recompute, swap of everything and any alpha between give the same gradients, to the bit;
-- attention is never run twice;
+- keep, recompute, selective, swap of everything and any alpha between give the same gradients, to
+  the bit;
+- attention is never run twice, but by `recompute`;
 - the policy may change between any two forwards.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from offload.activations.engine import ActivationSwap
 from offload.activations.policy import ActivationPolicy, Tier
@@ -76,6 +78,11 @@ class BlockSwap:
         policy = self.policy.for_block(index, self._num_blocks)
         if not torch.is_grad_enabled() or x_TD.shape[0] == 0:
             return parts.plain(x_TD)
+        if policy.kind == "recompute":
+            result: Outputs = checkpoint(
+                parts.plain, x_TD, use_reentrant=False, preserve_rng_state=False
+            )
+            return result
         swap = self._swap(self.policy)
         if policy.kind == "keep":
             # Asking for what stayed starts the return of the blocks before.
@@ -110,7 +117,7 @@ class _Run:
         self._swap = swap
         self._check = check
         self._swapped = swapped_rows(rows, policy.alpha)
-        self.hold: Callable[[Tensor], Packed] = Kept if policy.kind == "recompute" else swap.pack
+        self.hold: Callable[[Tensor], Packed] = Kept if policy.kind == "selective" else swap.pack
 
     def region(self, name: str, fn: TokenFn, *inputs: Tensor) -> Region:
         """A token-wise part of the block."""

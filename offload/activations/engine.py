@@ -11,7 +11,7 @@ Guarantees, each asserted in tests/offload/activations/test_engine.py:
 - a storage that has not left yet is handed back as it is, without a read;
 - a storage changed in place after it was saved raises when backward asks for it;
 - memory under way is bounded in both directions, and places and memory are given back when the
-  graph is gone, whether by backward, by an exception or by being dropped.
+  graph is gone, by backward, by an exception or dropped.
 
 On CUDA the memory of a storage is reused only after the event of its copy: `wait` orders the
 current stream behind it before the last reference goes.
@@ -43,7 +43,7 @@ from offload.activations.records import (
     SwapStats,
     changed_message,
 )
-from offload.activations.stores import ActivationStore
+from offload.activations.stores import ActivationStore, TierFull
 from offload.activations.tensors import (
     VersionProbe,
     View,
@@ -91,9 +91,7 @@ class ActivationSwap:
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
         """Inside, saved tensors belong to decoder block `index`."""
-        self._block = index
-        if self._targets is not None:
-            self._targets.begin_block(index)
+        self._block = index if self._targets is None else self._targets.begin_block(index)
         try:
             yield
         finally:
@@ -127,7 +125,7 @@ class ActivationSwap:
 
         Raises:
             DiskFailure: An earlier storage could not be written.
-            RuntimeError: The tier has no room.
+            TierFull: The tier has no room, and the options do not keep what finds none.
         """
         with self._lock:
             self.settle()
@@ -137,7 +135,13 @@ class ActivationSwap:
             record = self._known(tensor)
             # What another function recomputes comes back only when all of that function does.
             if record is None or (not record.is_whole and record.fill != fill):
-                record = self._record(tensor, fill, stored_bytes)
+                try:
+                    record = self._record(tensor, fill, stored_bytes)
+                except TierFull:
+                    if not self.options.keep_when_full:
+                        raise
+                    self._stats.kept_bytes += tensor.untyped_storage().nbytes()
+                    return Kept(tensor)
             return Handle(record, View.of(tensor), self._dropped)
 
     def unpack(self, packed: Packed) -> Tensor:
@@ -226,14 +230,12 @@ class ActivationSwap:
         if num_bytes == 0:
             return False
         if num_bytes >= self.options.min_bytes:
-            if self._known(tensor) is not None or not self._cut_off():
+            behind = self.cut_off is not None and self._profile.position >= self.cut_off
+            if self._known(tensor) is not None or not behind:
                 return True
             self._profile.note(num_bytes)
         self._stats.kept_bytes += num_bytes
         return False
-
-    def _cut_off(self) -> bool:
-        return self.cut_off is not None and self._profile.position >= self.cut_off
 
     def _known(self, tensor: Tensor) -> Record | None:
         """The record of the tensor's storage as it is now."""

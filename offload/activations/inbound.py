@@ -16,8 +16,8 @@ from offload.disk.files import DiskFailure, round_up_to_pages
 class Targets(Protocol):
     """Static memory that records return to."""
 
-    def begin_block(self, block: int) -> None:
-        """Forward of `block` begins."""
+    def begin_block(self, block: int) -> int:
+        """Forward of `block` begins; a number for what this run of it saves."""
 
     def saved(self, record: Record) -> None:
         """A record was made."""
@@ -64,6 +64,7 @@ class Inbound:
             record.filled = True
             self._stats.forwarded_bytes += record.num_bytes
             return
+        self._stats.come_back(record)
         target_N = self._targets.take(record) if self._targets is not None else None
         if target_N is None:
             target_N = self._store.empty(record.num_bytes, record.device)
@@ -118,6 +119,7 @@ class Inbound:
 
     def abandon(self, record: Record) -> None:
         """Free a record that nobody will ask for, behind the transfers that touch it."""
+        self._stats.come_back(record)
         place, record.place, record.fill = record.place, None, None
         if record.restored_N is not None and record.loading is not None:
             self._orphans.append(_Orphan(record.loading, record.restored_N, place))

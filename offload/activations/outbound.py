@@ -75,6 +75,8 @@ class Outbound:
         finally:
             if arrived:
                 record.memory_N = None
+                if record.handles > 0 and record.restored_N is None:
+                    self._stats.leave(record)
             if (record.handles == 0 or not arrived) and record.place is not None:
                 self._store.release(record.place)
                 record.place = None

@@ -9,7 +9,7 @@ Guarantees, each asserted in tests/offload/activations/test_policy.py:
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["keep", "recompute", "swap"]
+Kind = Literal["keep", "recompute", "selective", "swap"]
 Tier = Literal["host", "disk"]
 
 KEPT_BLOCKS = 2
@@ -21,9 +21,10 @@ class ActivationPolicy:
     """Fields that may change every step. Gradients do not depend on them, to the bit."""
 
     kind: Kind = "keep"
-    """`keep`: everything stays. `recompute`: a block's input and attention output stay, its other
-    token-wise tensors are recomputed. `swap`: input and attention output leave for `tier`, and so
-    do the others of a share `alpha` of the tokens; those of the rest are recomputed."""
+    """`keep`: everything stays. `recompute`: a block's input stays, and the block is run again in
+    backward, attention too. `selective`: input and attention output stay, the other token-wise
+    tensors are recomputed. `swap`: input and attention output leave for `tier`, and so do the
+    others of a share `alpha` of the tokens; those of the rest are recomputed."""
 
     alpha: float = 0.0
     """Share of the tokens whose other tensors are swapped; 1 recomputes nothing."""
@@ -56,10 +57,12 @@ class ActivationPolicy:
 
 KEEP = ActivationPolicy()
 RECOMPUTE = ActivationPolicy(kind="recompute")
+SELECTIVE = ActivationPolicy(kind="selective")
 
 
 def parse_policy(text: str, *, kept_blocks: int = KEPT_BLOCKS) -> ActivationPolicy:
-    """The policy of `keep`, `recompute`, `swap(ALPHA) to host` or `swap(ALPHA) to disk`.
+    """The policy that a text names: `keep`, `recompute`, `selective`, `swap(ALPHA) to host` or
+    `swap(ALPHA) to disk`.
 
     Raises:
         ValueError: The text is none of these.
@@ -68,6 +71,8 @@ def parse_policy(text: str, *, kept_blocks: int = KEPT_BLOCKS) -> ActivationPoli
         return ActivationPolicy(kept_blocks=kept_blocks)
     if text == "recompute":
         return ActivationPolicy(kind="recompute", kept_blocks=kept_blocks)
+    if text == "selective":
+        return ActivationPolicy(kind="selective", kept_blocks=kept_blocks)
     head, _, tier = text.partition(") to ")
     number = head.removeprefix("swap(")
     try:
@@ -86,5 +91,5 @@ def parse_policy(text: str, *, kept_blocks: int = KEPT_BLOCKS) -> ActivationPoli
 def _unknown(text: str) -> str:
     return (
         f"no activation policy is called {text!r}; "
-        "write keep, recompute, swap(ALPHA) to host or swap(ALPHA) to disk"
+        "write keep, recompute, selective, swap(ALPHA) to host or swap(ALPHA) to disk"
     )

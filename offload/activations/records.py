@@ -38,7 +38,7 @@ class Record:
 
     block: int | None = None
     slot: int | None = None
-    """The decoder block that saved it, and its place among that block's records."""
+    """The run of a decoder block that saved it, and its place among that run's records."""
 
     place: Extent | None = None
     storing: Pending | None = None
@@ -54,6 +54,9 @@ class Record:
 
     round: int = 0
     """Counts the times that all handles were asked for."""
+
+    away: bool = False
+    """Whether its memory was let go and nothing has come back yet."""
 
     @property
     def is_whole(self) -> bool:
@@ -164,12 +167,30 @@ class SwapStats:
 
     in_flight_peak_bytes: int = 0
     fetched_peak_bytes: int = 0
+    away_bytes: int = 0
+    """Now: let go after forward, swapped or to be recomputed, and not back yet."""
+
+    away_peak_bytes: int = 0
+    """Most of it at one time: what was saved of memory."""
+
+    def leave(self, record: Record) -> None:
+        """The memory of `record` was let go."""
+        record.away = True
+        self.away_bytes += record.num_bytes
+        self.away_peak_bytes = max(self.away_peak_bytes, self.away_bytes)
+
+    def come_back(self, record: Record) -> None:
+        """`record` has memory again, or nobody will ask for it."""
+        if record.away:
+            record.away = False
+            self.away_bytes -= record.num_bytes
 
     def take(self) -> "SwapStats":
         """The figures; counting starts anew."""
         taken = replace(self)
         for figure in fields(self):
             setattr(self, figure.name, figure.default)
+        self.away_bytes = self.away_peak_bytes = taken.away_bytes
         return taken
 
 
@@ -188,6 +209,9 @@ class SwapOptions:
 
     cut_off: int | None = None
     """Storages saved from this position of a forward on stay; None moves all."""
+
+    keep_when_full: bool = False
+    """Whether what the tier has no room for stays in memory; otherwise it raises."""
 
     checksums: bool = False
     """Whether bytes are summed on their way out and in: finds a failing disk or driver."""

@@ -4,12 +4,15 @@ the others before backward needs them.
 Guarantees, each asserted in tests/offload/activations/test_regions.py:
 - recomputed rows are those of forward, to the bit: where a matrix product of fewer rows rounds
   otherwise, all rows are computed again and the missing ones taken;
-- a region is recomputed at most once per backward, only if some of its tensors are not in memory;
+- a region is recomputed at most once per backward, only if some of its tensors are not in memory,
+  and no further than to the last tensor that is wanted: what follows, a sum over ranks for
+  instance, is not repeated;
 - a function that saves other tensors the second time, or draws random numbers, is refused.
 """
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -36,6 +39,8 @@ class _Forward:
     records: list["weakref.ref[Record] | None"] = field(default_factory=list)
     shapes: list[tuple[object, ...]] = field(default_factory=list)
     originals: list[Tensor | None] = field(default_factory=list)
+    row_major: bool = False
+    """Whether any of them has a row for each token."""
 
 
 class Region:
@@ -113,16 +118,20 @@ class Region:
         writer = _Writer(
             [record for record in missing if not record.filled], self._rows, self._swapped_rows
         )
-        self._recompute(inputs, whole=whole, take=self._into(writer))
+        # Outputs exist only at the end of the function.
+        stops = not self._output_records
+        self._recompute(inputs, whole=whole, take=self._into(writer), stops=stops)
         self._swap.note_recomputed(writer.finish())
 
     @property
     def _recomputes(self) -> bool:
-        return self._swapped_rows < self._rows and len(self._own) > 0
+        # Of shapes alone, and not of what found room: ranks that recompute together agree.
+        return self._swapped_rows < self._rows and self._saved.row_major
 
     def _pack(self, tensor: Tensor) -> Packed:
         entry = None
         if is_row_major(tensor, self._rows):
+            self._saved.row_major = True
             packed = self._pack_rows(tensor, tensor.nbytes)
             mine = isinstance(packed, Handle) and packed.record.fill == self.fill
             if isinstance(packed, Handle) and mine and packed.record not in self._own:
@@ -162,9 +171,10 @@ class Region:
         *,
         whole: bool,
         take: Callable[[int | None, int | None, Tensor, int], None],
+        stops: bool = False,
     ) -> None:
         """Run the function again on the missing or on all rows; `take` gets each saved tensor, or
-        output, with the first row that it holds."""
+        output, with the first row that it holds. `stops` ends it with the last saved tensor."""
         first = 0 if whole else self._swapped_rows
         count = 0
 
@@ -174,12 +184,20 @@ class Region:
                 raise RuntimeError(_not_repeated(count + 1, len(self._saved.shapes)))
             take(count, None, tensor, first)
             count += 1
+            if stops and count == len(self._saved.shapes):
+                raise _LastTensor
 
         again = [
             x.detach()[first:].requires_grad_(wanted)
             for x, wanted in zip(inputs, self._wants_grad, strict=True)
         ]
-        with torch.enable_grad(), self._autocast.restored(), saved_tensors_hooks(pack, _unused):
+        outputs: tuple[Tensor, ...] = ()
+        with (
+            suppress(_LastTensor),
+            torch.enable_grad(),
+            self._autocast.restored(),
+            saved_tensors_hooks(pack, _unused),
+        ):
             outputs = as_tuple(self._fn(slice(first, self._rows), *again))
         if count != len(self._saved.shapes):
             raise RuntimeError(_not_repeated(count, len(self._saved.shapes)))
@@ -202,6 +220,10 @@ class Region:
         self._check.note(
             self._key, tuple(self._saved.shapes), rows_suffice=enough and verdicts[1].equal
         )
+
+
+class _LastTensor(Exception):
+    """Ends a recomputation."""
 
 
 class _Writer:

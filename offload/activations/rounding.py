@@ -8,7 +8,8 @@ Guarantees, each asserted in tests/offload/activations/test_rounding.py:
 - from the second backward of a shape on, all tensors of its blocks return to the buffers, as long
   as no more than two blocks are back at once;
 - a buffer that is still in use, or is too small, is not written: the tensor gets memory of its own;
-- both buffers together are twice the plan's peak.
+- both buffers together are twice the plan's peak;
+- forwards of several batches before the first backward, as in a pipeline, are told apart.
 """
 
 from dataclasses import dataclass, field
@@ -27,10 +28,19 @@ Shape = tuple[tuple[int, bool], ...]
 """Bytes of each tensor of a block in the order of saving, and whether the tier holds some."""
 
 
-@dataclass
-class _Lives:
-    """When the tensors of one block came and went; a tick is one coming or going."""
+MAX_PLANS = 64
+"""Shapes remembered; where streams differ in length, every step brings new ones."""
 
+MAX_RUNS = 1 << 12
+"""Runs of blocks whose backward is awaited; older ones had none."""
+
+
+@dataclass
+class _Run:
+    """One forward of a block: what it saved, and when it came and went; a tick is one of these."""
+
+    block: int
+    sizes: list[tuple[int, bool]] = field(default_factory=list)
     begins: dict[int, int] = field(default_factory=dict)
     ends: dict[int, int] = field(default_factory=dict)
     ticks: int = 0
@@ -41,8 +51,8 @@ class RoundingBuffers:
 
     def __init__(self, *, time_limit_s: float = 2.0) -> None:
         self._time_limit_s = time_limit_s
-        self._blocks: dict[int, list[tuple[int, bool]]] = {}
-        self._lives: dict[int, _Lives] = {}
+        self._runs: dict[int, _Run] = {}
+        self._count = 0
         self._arenas: list[Arena] = []
         self.plans: dict[Shape, Placement] = {}
         """Addresses by shape of block; fragmentation and lower bound are theirs."""
@@ -54,30 +64,32 @@ class RoundingBuffers:
         """Both buffers."""
         return sum(arena.size_bytes for arena in self._arenas)
 
-    def begin_block(self, block: int) -> None:
-        """Forward of `block` begins."""
-        self._blocks[block] = []
-        self._lives[block] = _Lives()
+    def begin_block(self, block: int) -> int:
+        """Forward of `block` begins; a number for this run of it."""
+        if len(self._runs) >= MAX_RUNS:
+            del self._runs[next(iter(self._runs))]
+        self._count += 1
+        self._runs[self._count] = _Run(block)
+        return self._count
 
     def saved(self, record: Record) -> None:
         """A record was made; it gets its slot if it belongs to a block."""
-        if record.block is not None:
-            sizes = self._blocks[record.block]
-            record.slot = len(sizes)
-            sizes.append((record.num_bytes, record.stored_bytes > 0))
+        run = self._run_of(record)
+        if run is not None:
+            record.slot = len(run.sizes)
+            run.sizes.append((record.num_bytes, record.stored_bytes > 0))
 
     def take(self, record: Record) -> Tensor | None:
         """Memory for a record's return, or None."""
-        block, slot = record.block, record.slot
-        if block is None or slot is None:
+        run, slot = self._run_of(record), record.slot
+        if run is None or slot is None:
             return None
-        lives = self._lives[block]
-        lives.begins.setdefault(slot, lives.ticks)
-        lives.ticks += 1
-        plan = self.plans.get(tuple(self._blocks[block]))
+        run.begins.setdefault(slot, run.ticks)
+        run.ticks += 1
+        plan = self.plans.get(tuple(run.sizes))
         if plan is None:
             return None
-        lent_N = self._arena(block, plan.peak_bytes, record.device).lease(
+        lent_N = self._arena(run.block, plan.peak_bytes, record.device).lease(
             plan.addresses[str(slot)], round_up_to_pages(record.num_bytes)
         )
         if lent_N is None:
@@ -88,17 +100,25 @@ class RoundingBuffers:
 
     def released(self, record: Record) -> None:
         """Backward has had all views of a record."""
-        block, slot = record.block, record.slot
-        if block is None or slot is None:
+        run, slot = self._run_of(record), record.slot
+        if run is None or slot is None:
             return
-        lives, sizes = self._lives[block], self._blocks[block]
-        lives.ends.setdefault(slot, lives.ticks)
-        lives.ticks += 1
-        shape = tuple(sizes)
-        if shape not in self.plans and len(lives.ends) == len(sizes) == len(lives.begins):
-            self.plans[shape] = self._plan(shape, lives)
+        run.ends.setdefault(slot, run.ticks)
+        run.ticks += 1
+        shape = tuple(run.sizes)
+        if len(run.ends) < len(shape):
+            return
+        # A retained graph may ask again; what returns then gets memory of its own.
+        self._runs.pop(record.block or 0)
+        if shape not in self.plans and len(run.begins) == len(shape):
+            if len(self.plans) >= MAX_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[shape] = self._plan(shape, run)
 
-    def _plan(self, shape: Shape, lives: _Lives) -> Placement:
+    def _run_of(self, record: Record) -> _Run | None:
+        return None if record.block is None else self._runs.get(record.block)
+
+    def _plan(self, shape: Shape, lives: _Run) -> Placement:
         requests = []
         for slot, (size, stored) in enumerate(shape):
             # What the tier holds may be fetched ahead, at any time before it is asked for.

@@ -9,6 +9,9 @@ MIN_CHECKED_ELEMENTS = 1 << 14
 """Fewer recomputed elements may be equal by chance."""
 
 
+MAX_VERDICTS = 1 << 12
+"""Shapes remembered; where streams differ in length, every step brings new ones."""
+
 Key = tuple[object, ...]
 
 
@@ -39,6 +42,9 @@ class RowCheck:
 
     def note(self, inputs: Key, saved: Key, *, rows_suffice: bool) -> None:
         """Remember what a check found."""
+        if len(self._verdicts) >= MAX_VERDICTS:
+            self._verdicts.clear()
+            self._settled.clear()
         self._verdicts[inputs, saved] = rows_suffice
         self._settled.add(inputs)
 

@@ -39,7 +39,7 @@ class ActivationStore(Protocol):
         """Host memory that transfers pass through."""
 
     def allocate(self, num_bytes: int) -> Extent:
-        """A place for `num_bytes`. Raises RuntimeError where there is no room."""
+        """A place for `num_bytes`. Raises TierFull where there is no room."""
 
     def release(self, place: Extent) -> None:
         """Give a place back; no transfer of it is under way."""
@@ -155,6 +155,10 @@ class HostStore:
         return DeviceCopy(copied)
 
 
+class TierFull(RuntimeError):
+    """A tier has no room for a tensor."""
+
+
 class Space(Protocol):
     """Something that hands out places."""
 
@@ -163,18 +167,19 @@ class Space(Protocol):
         """Bytes in no place."""
 
     def allocate(self, num_bytes: int) -> Extent:
-        """A place for whole pages."""
+        """A place for whole pages in one piece. Raises RuntimeError where there is none."""
 
 
 def allocate_or_explain(space: Space, num_bytes: int, what: str) -> Extent:
     """A whole number of pages from `space`; the error names the tier and the key to raise."""
     size_bytes = round_up_to_pages(num_bytes)
-    if size_bytes > space.free_bytes:
-        raise RuntimeError(
+    try:
+        return space.allocate(size_bytes)
+    except RuntimeError as error:
+        raise TierFull(
             f"no room for {size_bytes} bytes in {what}: {space.free_bytes} are free; "
             "give it more capacity_bytes, or swap less: a smaller alpha, a larger min_bytes"
-        )
-    return space.allocate(size_bytes)
+        ) from error
 
 
 def page_aligned_on(num_bytes: int, device: torch.device) -> Tensor:

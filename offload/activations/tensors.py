@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.distributed.tensor import DTensor
+
+_FUNCTIONS_FROM_WEIGHT = 4
+"""Most views between a weight and what a product saves of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +70,31 @@ def is_plain(tensor: Tensor) -> bool:
 
 def is_weight(tensor: Tensor) -> bool:
     """Whether the tensor is a parameter, or another leaf that collects a gradient, or a view of
-    one. Their memory stays whatever happens to the graph, and FSDP2 refills it in place.
+    one, or of what this rank holds of one. Their memory stays whatever happens to the graph, and
+    FSDP2 frees and refills it in place.
     """
     owner = tensor if tensor._base is None else tensor._base
-    return isinstance(owner, nn.Parameter) or (owner.is_leaf and owner.requires_grad)
+    if isinstance(owner, nn.Parameter) or (owner.is_leaf and owner.requires_grad):
+        return True
+    # The local part of a DTensor comes out of a function of its own: only the graph leads back.
+    leaf = _leaf_behind(tensor)
+    if not isinstance(leaf, DTensor):
+        return False
+    with torch.no_grad():
+        mine = leaf.to_local().untyped_storage()
+    return mine._cdata == tensor.untyped_storage()._cdata
+
+
+def _leaf_behind(tensor: Tensor) -> object:
+    """The leaf that a few functions of one argument made `tensor` from, if that is so."""
+    node: Node | None = tensor.grad_fn
+    for _ in range(_FUNCTIONS_FROM_WEIGHT):
+        if node is None or len(node.next_functions) != 1:
+            return None
+        node = node.next_functions[0][0]
+        if node is not None and node.name() == "torch::autograd::AccumulateGrad":
+            return node.variable  # type: ignore[attr-defined]
+    return None
 
 
 def is_row_major(tensor: Tensor, rows: int) -> bool:

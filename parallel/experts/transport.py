@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.ledger import Ledger
+from comms.telemetry.recorder import UNRECORDED
 from parallel.experts.route import Regroup, RowPlan, direct_plan, staged_plan, transposed
 
 
@@ -33,12 +34,13 @@ class Lane:
     ) -> "Flight":
         """Send `sent[i]` rows to rank i; all ranks of the group call it, also with no rows."""
         if self.ranks == 1:
-            return Flight(rows, rows, None, self._ledger)
+            return Flight(rows, rows, None, self._ledger, UNRECORDED)
         rows = rows.contiguous()
         arriving = rows.new_empty((sum(received), *rows.shape[1:]))
         row_bytes = prod(rows.shape[1:]) * rows.element_size()
         others = sum(sent) - sent[self.rank]
-        self._ledger.sent("ep", self._operation + suffix, others * row_bytes)
+        operation = self._operation + suffix
+        token = self._ledger.begin("ep", operation, others * row_bytes, self._group)
         # As bytes: not every backend exchanges every dtype.
         work = dist.all_to_all_single(
             _as_bytes(arriving),
@@ -48,7 +50,7 @@ class Lane:
             group=self._group,
             async_op=True,
         )
-        return Flight(arriving, rows, work, self._ledger)
+        return Flight(arriving, rows, work, self._ledger, token)
 
 
 def _as_bytes(rows: Tensor) -> Tensor:
@@ -59,18 +61,24 @@ class Flight:
     """Rows under way."""
 
     def __init__(
-        self, arriving: Tensor, leaving: Tensor, work: dist.Work | None, ledger: Ledger
+        self,
+        arriving: Tensor,
+        leaving: Tensor,
+        work: dist.Work | None,
+        ledger: Ledger,
+        token: int,
     ) -> None:
         self._arriving = arriving
         # Kept until the exchange is over: it is read meanwhile.
         self._leaving: Tensor | None = leaving
         self._work = work
         self._ledger = ledger
+        self._token = token
 
     def wait(self) -> Tensor:
         """The rows, which are there when it returns (on CUDA: for what is queued after it)."""
         if self._work is not None:
-            with self._ledger.waiting():
+            with self._ledger.waiting(self._token):
                 self._work.wait()
         self._work = self._leaving = None
         return self._arriving

@@ -17,12 +17,12 @@ Guarantees, each asserted in tests/parallel/hierarchy/test_gradients.py:
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from comms.ledger import Started
 from parallel.hierarchy.shards import ShardGroup, Slot
 from parallel.hierarchy.traffic import Line
 
@@ -41,7 +41,7 @@ class _Sums:
         self.arrived: set[str] = set()
         self.arriving_GOS: Tensor | None = None
         self.received_OS: Tensor | None = None
-        self.work: dist.Work | None = None
+        self.work: Started | None = None
 
     @property
     def complete(self) -> bool:

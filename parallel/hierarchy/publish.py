@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from comms.ledger import Started
 from parallel.hierarchy.int8 import decode, encode
 from parallel.hierarchy.shards import ShardGroup
 from parallel.hierarchy.traffic import Line
@@ -27,7 +27,7 @@ class _Gather:
     group: ShardGroup
     message_M: Tensor
     column_OM: Tensor
-    work: dist.Work | None
+    work: Started | None
 
 
 def local_shard(parameter: Tensor) -> Tensor:

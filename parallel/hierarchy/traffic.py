@@ -9,7 +9,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
     DefaultReduceScatter,
 )
 
-from comms.ledger import Ledger
+from comms.ledger import Ledger, Started
 from comms.volume import all_reduce_bytes, gather_bytes
 
 # torch names its collectives of one tensor differently from release to release; FSDP2's own calls
@@ -34,37 +34,43 @@ class Line:
         """Ranks on this line."""
         return self.group.size()
 
-    def reduce_scatter(self, output: Tensor, source: Tensor) -> dist.Work | None:
+    def reduce_scatter(self, output: Tensor, source: Tensor) -> Started | None:
         """Sum `source`, which has one part per rank, and keep this rank's part in `output`."""
         if self.ranks == 1:
             return None
         sent_bytes = gather_bytes(_bytes_of(source), self.ranks)
-        self.ledger.sent(self.axis, "reduce_scatter", sent_bytes)
-        return _REDUCE_SCATTER(
+        token = self.ledger.begin(self.axis, "reduce_scatter", sent_bytes, self.group)
+        work = _REDUCE_SCATTER(
             output.view(-1), source.view(-1), self.group, dist.ReduceOp.SUM, async_op=True
         )
+        return Started(work, token)
 
-    def all_reduce(self, values: Tensor) -> dist.Work | None:
+    def all_reduce(self, values: Tensor) -> Started | None:
         """Sum in place."""
         if self.ranks == 1:
             return None
         sent_bytes = all_reduce_bytes(_bytes_of(values), self.ranks)
-        self.ledger.sent(self.axis, "all_reduce", sent_bytes)
-        return dist.all_reduce(values, group=self.group, async_op=True)
+        token = self.ledger.begin(self.axis, "all_reduce", sent_bytes, self.group)
+        return _started(dist.all_reduce(values, group=self.group, async_op=True), token)
 
-    def all_gather(self, output: Tensor, source: Tensor) -> dist.Work | None:
+    def all_gather(self, output: Tensor, source: Tensor) -> Started | None:
         """Put every rank's `source` into `output`, one part per rank."""
         if self.ranks == 1:
             return None
         sent_bytes = gather_bytes(_bytes_of(output), self.ranks)
-        self.ledger.sent(self.axis, "all_gather", sent_bytes)
-        return _ALL_GATHER(output.view(-1), source.view(-1), self.group, async_op=True)
+        token = self.ledger.begin(self.axis, "all_gather", sent_bytes, self.group)
+        work = _ALL_GATHER(output.view(-1), source.view(-1), self.group, async_op=True)
+        return _started(work, token)
 
-    def wait(self, work: dist.Work | None) -> None:
+    def wait(self, started: Started | None) -> None:
         """Wait for a collective; the time counts as communication that compute did not hide."""
-        if work is not None:
-            with self.ledger.waiting():
-                work.wait()
+        if started is not None:
+            self.ledger.wait(started)
+
+
+def _started(work: dist.Work | None, token: int) -> Started:
+    assert work is not None, "what is started asynchronously can be waited for"
+    return Started(work, token)
 
 
 def _bytes_of(tensor: Tensor) -> int:

@@ -88,7 +88,7 @@ class Pipeline(Generic[Batch]):
         Returns the reports of this rank's stages: one list per stage, one entry per microbatch.
         `arguments` are keyword arguments of the stages, per microbatch. `whole_backward` computes
         gradients of weights at once also under `zero_bubble`: needed where activations are
-        recomputed or blocks compiled, since both halves would recompute.
+        recomputed or swapped or blocks compiled, since both halves would want them.
         Raises ValueError without microbatches, or where a stage returns another shape or dtype
         than announced.
         """

@@ -6,6 +6,7 @@ Guarantees, asserted in tests/parallel/pipeline/test_run.py:
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,16 +18,25 @@ from comms.ledger import Ledger
 class Arrival:
     """A tensor under way to this rank."""
 
-    def __init__(self, buffer: Tensor, work: dist.Work, ledger: Ledger) -> None:
+    def __init__(self, buffer: Tensor, work: dist.Work, ledger: Ledger, token: int) -> None:
         self._buffer = buffer
         self._work = work
         self._ledger = ledger
+        self._token = token
 
     def wait(self) -> Tensor:
         """The tensor, once it is there."""
-        with self._ledger.waiting():
+        with self._ledger.waiting(self._token):
             self._work.wait()
         return self._buffer
+
+
+class _Leaving(NamedTuple):
+    """A tensor under way from this rank, which is kept until it has left."""
+
+    work: dist.Work
+    tensor: Tensor
+    token: int
 
 
 class Wire:
@@ -56,31 +66,44 @@ class Wire:
         self._down = group if reverse is None else reverse
         self._device = device
         self._ledger = ledger
-        self._sending: list[tuple[dist.Work, Tensor]] = []
+        self._sending: list[_Leaving] = []
         self._meet()
 
     def send(self, tensor: Tensor, peer: int) -> None:
         """Start to send; the tensor is kept until it has left."""
-        self._sending = [(work, kept) for work, kept in self._sending if not work.is_completed()]
+        self._drop_sent()
         tensor = tensor.contiguous()
-        self._ledger.sent("pp", "send", tensor.numel() * tensor.element_size())
-        work = dist.isend(tensor, group=self._towards(self.rank, peer), group_dst=peer)
+        group, link = self._towards(self.rank, peer), (self.rank, peer)
+        sent_bytes = tensor.numel() * tensor.element_size()
+        token = self._ledger.begin("pp", "send", sent_bytes, group, link=link)
+        work = dist.isend(tensor, group=group, group_dst=peer)
         assert work is not None
-        self._sending.append((work, tensor))
+        self._sending.append(_Leaving(work, tensor, token))
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, peer: int) -> Arrival:
         """Start to receive the next tensor that `peer` sends here."""
         buffer = torch.empty(tuple(shape), dtype=dtype, device=self._device)
-        work = dist.irecv(buffer, group=self._towards(peer, self.rank), group_src=peer)
+        group, link = self._towards(peer, self.rank), (peer, self.rank)
+        token = self._ledger.expect("pp", "receive", group, link)
+        work = dist.irecv(buffer, group=group, group_src=peer)
         assert work is not None
-        return Arrival(buffer, work, self._ledger)
+        return Arrival(buffer, work, self._ledger, token)
 
     def finish(self) -> None:
         """Wait until everything sent has left."""
-        with self._ledger.waiting():
-            for work, _ in self._sending:
-                work.wait()
+        for leaving in self._sending:
+            with self._ledger.waiting(leaving.token):
+                leaving.work.wait()
         self._sending = []
+
+    def _drop_sent(self) -> None:
+        under_way = []
+        for leaving in self._sending:
+            if leaving.work.is_completed():
+                self._ledger.ended(leaving.token)
+            else:
+                under_way.append(leaving)
+        self._sending = under_way
 
     def _towards(self, sender: int, receiver: int) -> dist.ProcessGroup:
         return self._up if sender < receiver else self._down

@@ -37,12 +37,13 @@ class HeadExchange:
         """Give part i of the first dim to rank i; what arrives, in order of its sender."""
         received = torch.empty_like(parts)
         own_share = parts.numel() * parts.element_size() // self.ranks
-        self._ledger.sent("sp", "all_to_all", own_share * (self.ranks - 1))
+        sent_bytes = own_share * (self.ranks - 1)
+        token = self._ledger.begin("sp", "all_to_all", sent_bytes, self.group)
         # As bytes: not every backend exchanges every dtype.
         work = dist.all_to_all_single(
             _as_bytes(received), _as_bytes(parts), group=self.group, async_op=True
         )
-        with self._ledger.waiting():
+        with self._ledger.waiting(token):
             work.wait()
         return received
 

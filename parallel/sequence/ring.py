@@ -33,9 +33,10 @@ class _Hop:
     """Kept until the hop is over."""
 
     arriving: Tensor
+    token: int
 
     def wait(self, ledger: Ledger) -> Tensor:
-        with ledger.waiting():
+        with ledger.waiting(self.token):
             for work in self.works:
                 work.wait()
         return self.arriving
@@ -134,10 +135,11 @@ class Carousel:
     ) -> _Hop:
         """Start one hop. Tags keep both kinds apart where they share a group."""
         arriving = torch.empty_like(tensor)
-        self.ledger.sent("sp", operation, tensor.numel() * tensor.element_size())
+        sent_bytes = tensor.numel() * tensor.element_size()
+        token = self.ledger.begin("sp", operation, sent_bytes, group)
         send = dist.P2POp(dist.isend, tensor, group=group, tag=tag, group_peer=ring.place(1))
         receive = dist.P2POp(dist.irecv, arriving, group=group, tag=tag, group_peer=ring.place(-1))
-        return _Hop(dist.batch_isend_irecv([send, receive]), tensor, arriving)
+        return _Hop(dist.batch_isend_irecv([send, receive]), tensor, arriving, token)
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ Guarantees, each asserted in tests/parallel/test_tensor.py:
 - every byte is counted, and the counts are those of `comms.volume`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
-from comms.ledger import Ledger
+from comms.ledger import Ledger, Started
 from comms.volume import all_reduce_bytes, gather_bytes
 
 
@@ -66,36 +67,33 @@ class TensorAxis:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum contiguous `x` over the ranks, in place."""
-        self._count_sum(x)
-        with self._ledger.waiting():
+        with self._ledger.waiting(self._begin_sum(x)):
             dist.all_reduce(x, group=self._group)
         return x
 
-    def start_all_reduce(self, x: Tensor) -> dist.Work:
-        """The same, not waited for; hand the work to `finish`."""
-        self._count_sum(x)
+    def start_all_reduce(self, x: Tensor) -> Started:
+        """The same, not waited for; hand what it returns to `finish`."""
+        token = self._begin_sum(x)
         work = dist.all_reduce(x, group=self._group, async_op=True)
         assert work is not None
-        return work
+        return Started(work, token)
 
-    def finish(self, works: list[dist.Work]) -> None:
+    def finish(self, sums: Sequence[Started]) -> None:
         """Wait for sums that were started."""
-        with self._ledger.waiting():
-            for work in works:
-                work.wait()
+        for started in sums:
+            self._ledger.wait(started)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Contiguous `x` of all ranks, in their order: [ranks, *shape of x]. No gradient."""
         gathered = x.new_empty(self.ranks, *x.shape)
         sent_bytes = gather_bytes(gathered.numel() * gathered.element_size(), self.ranks)
-        self._ledger.sent(self.name, "all_gather", sent_bytes)
-        with self._ledger.waiting():
+        with self._ledger.collective(self.name, "all_gather", sent_bytes, self._group):
             dist.all_gather(list(gathered.unbind()), x, group=self._group)
         return gathered
 
-    def _count_sum(self, x: Tensor) -> None:
-        payload_bytes = x.numel() * x.element_size()
-        self._ledger.sent(self.name, "all_reduce", all_reduce_bytes(payload_bytes, self.ranks))
+    def _begin_sum(self, x: Tensor) -> int:
+        sent_bytes = all_reduce_bytes(x.numel() * x.element_size(), self.ranks)
+        return self._ledger.begin(self.name, "all_reduce", sent_bytes, self._group)
 
 
 class _BeginRegion(Function):

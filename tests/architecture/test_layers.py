@@ -1,7 +1,8 @@
 """Who may import whom. Imports inside functions, under TYPE_CHECKING and through importlib count.
 
 - Packages import only what lies below them: recipes, cluster, trainer, parallel, comms; trainer
-  also takes offload. `cluster` reaches below `trainer` only for `config.py` files.
+  also takes offload. `cluster` reaches below `trainer` only for `config.py` files, and to read
+  from outside what a rank tells of itself.
 - Outside libraries stay in the packages that own them: ray and psutil in cluster, pydantic, yaml,
   typer and rich in recipes.
 - No module reaches itself through its imports.
@@ -36,7 +37,15 @@ BELOW = {
     "recipes": {"cluster", "comms", "offload", "parallel", "trainer"},
 }
 CONFIG_ONLY = {"cluster": {"comms", "offload", "parallel"}}
-LOADERS_BY_NAME = {"cluster/worker.py": "its work is named, so that the driver need not load torch"}
+READ_FROM_OUTSIDE = {
+    ("cluster", "comms.telemetry.reading"),
+    ("cluster", "comms.telemetry.records"),
+}
+LOADERS_BY_NAME = {
+    "cluster/worker.py": "its work is named, so that the driver need not load torch",
+    "cluster/rewards/serve.py": "reward functions are named in the recipe",
+    "trainer/rl/tasks/own.py": "tasks of a user's own are named in the recipe",
+}
 
 MODEL_FORMATS = {"jinja2", "pyarrow", "safetensors", "tokenizers"}
 OUTSIDE = {
@@ -62,6 +71,12 @@ def points_down(importer: str, target: str) -> bool:
     """Whether a module of `importer`'s package may import `target`."""
     package, other = importer.split(".")[0], target.split(".")[0]
     if package == other or other in BELOW[package]:
+        return True
+    if any(
+        target == seen or target.startswith(f"{seen}.")
+        for by, seen in READ_FROM_OUTSIDE
+        if by == package
+    ):
         return True
     return other in CONFIG_ONLY.get(package, set()) and target.split(".")[-1] == "config"
 

@@ -19,7 +19,13 @@ def _enter_training(control: RankControl) -> None:
 
 
 def _record(step: int, total: int) -> dict[str, float]:
-    return {"step": step, "step_s": 0.01, "loss": 1.0 / step, "total_steps": total}
+    return {
+        "step": step,
+        "step_s": 0.01,
+        "loss": 1.0 / step,
+        "grad_norm": 1.0,
+        "total_steps": total,
+    }
 
 
 def steps(spec: RankSpec, control: RankControl) -> Outcome:

@@ -18,13 +18,21 @@ from cluster.config import ClusterConfig, DeadlineConfig
 from cluster.exit_record import record_of_driver
 from cluster.launch import fail, launch, succeed
 from cluster.reading import Outcome
+from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
 from cluster.run_lock import held
+from cluster.watchdog.config import WatchdogConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode, RecipeError
 from trainer.run_folder import RunFolder
 
 Launch = Callable[..., ExitCode]
+PLAIN: dict[str, Any] = {
+    "watchdog": WatchdogConfig(),
+    "recovery": RecoveryConfig(),
+    "origins": {},
+    "recipe_text": "",
+}
 
 
 @pytest.fixture
@@ -32,11 +40,17 @@ def start(local_cluster: None, tmp_path: Path, view: Any) -> Launch:
     """Launch named work of payloads.py in a fresh run folder."""
 
     def run(
-        work: str, origins: dict[str, str] | None = None, resume: str = "auto", **cluster: Any
+        work: str,
+        origins: dict[str, str] | None = None,
+        resume: str = "auto",
+        max_restarts: int = 0,
+        **cluster: Any,
     ) -> ExitCode:
         return launch(
             JobConfig(run=RunConfig(name="run", dir=str(tmp_path), resume=resume)),
             ClusterConfig(address="auto", **cluster),
+            watchdog=WatchdogConfig(),
+            recovery=RecoveryConfig(max_restarts=max_restarts),
             origins=origins or {},
             recipe_text="run: {}\n",
             view=view,
@@ -208,7 +222,7 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path, view: Any) -> N
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n')
     job = JobConfig(run=RunConfig(name="run", dir=str(tmp_path), resume="never"))
     with pytest.raises(RecipeError, match="already holds"):
-        launch(job, ClusterConfig(), origins={}, recipe_text="", view=view)
+        launch(job, ClusterConfig(), **PLAIN, view=view)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
@@ -236,7 +250,15 @@ def test_an_ending_that_cannot_be_recorded_keeps_its_code(view: Any, tmp_path: P
     folder = RunFolder(tmp_path)
     (folder.exit / "x").mkdir(parents=True)
     outcome = Outcome(kind="finished", step=1, checkpoint=None)
-    run = Run(job=JobConfig(), cluster=ClusterConfig(), origins={}, folder=folder, work="")
+    run = Run(
+        job=JobConfig(),
+        cluster=ClusterConfig(),
+        watchdog=WatchdogConfig(),
+        recovery=RecoveryConfig(),
+        origins={},
+        folder=folder,
+        work="",
+    )
     assert succeed(outcome, run, view, elapsed_s=1.0) is ExitCode.DONE
     assert "exit.json" in view.warnings[0]
     record = record_of_driver(RecipeError("why"), "checking", now_s=0.0)
@@ -257,7 +279,7 @@ def test_a_run_with_all_steps_done_says_so_in_its_record(tmp_path: Path, view: A
     job = JobConfig(
         run=RunConfig(name="run", dir=str(tmp_path), resume="auto"), train=TrainConfig(steps=5)
     )
-    assert launch(job, ClusterConfig(), origins={}, recipe_text="", view=view) is ExitCode.DONE
+    assert launch(job, ClusterConfig(), **PLAIN, view=view) is ExitCode.DONE
     record = exit_record(tmp_path)
     assert (record["code"], record["cause"], record["step"]) == (0, "finished", 5)
 

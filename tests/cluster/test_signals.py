@@ -10,7 +10,7 @@ from cluster.signals import EndedAtOnce, StopRequested, StopSignals
 from trainer.errors import ExitCode
 
 
-def test_the_first_signal_is_noted_and_the_second_ends() -> None:
+def test_the_first_is_noted_the_second_ends_soon_and_the_third_at_once() -> None:
     with StopSignals() as stop:
         stop.check("placing")
         os.kill(os.getpid(), signal.SIGTERM)
@@ -19,6 +19,10 @@ def test_the_first_signal_is_noted_and_the_second_ends() -> None:
         with pytest.raises(StopRequested, match="SIGTERM while placing") as caught:
             stop.check("placing")
         assert caught.value.exit_code is ExitCode.STOPPED
+        stop.check_insistence()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(EndedAtOnce, match="SIGINT before the run had saved"):
+            stop.check_insistence()
         with pytest.raises(EndedAtOnce):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -8,12 +8,12 @@ from cluster.startup import ORDER, deadlines_by_phase, least_far, overrun
 PLACES = [
     Place(
         rank=rank,
-        bundle=rank,
         node_id="n",
         host=f"host-{rank}",
         address="10.0.0.1",
         local_rank=0,
         local_world_size=1,
+        device=0,
     )
     for rank in range(3)
 ]

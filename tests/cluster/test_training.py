@@ -8,6 +8,8 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.launch import launch
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
 from tests.jobs import tiny_job
 from trainer.checkpoint.folder import list_complete
 from trainer.errors import ExitCode
@@ -23,7 +25,13 @@ def test_a_run_leaves_everything_that_is_promised(
 
     def run() -> ExitCode:
         return launch(
-            job, ClusterConfig(address="auto"), origins={}, recipe_text="run: {}\n", view=view
+            job,
+            ClusterConfig(address="auto"),
+            watchdog=WatchdogConfig(),
+            recovery=RecoveryConfig(),
+            origins={},
+            recipe_text="run: {}\n",
+            view=view,
         )
 
     assert run() is ExitCode.DONE
@@ -37,7 +45,7 @@ def test_a_run_leaves_everything_that_is_promised(
     assert folder.log("worker", 1).exists()
     assert [step for step, _ in list_complete(folder.checkpoints)] == [6, 0]
     kinds = [json.loads(line)["kind"] for line in folder.events.read_text().splitlines()]
-    assert kinds == ["started", "checkpoint_saved", "checkpoint_saved", "finished"]
+    assert kinds == ["ranks_started", "started", "checkpoint_saved", "checkpoint_saved", "finished"]
     assert json.loads(folder.exit.read_text())["code"] == 0
     assert any("8 sequences × 48; 2 ranks" in note for note in view.notes)
 

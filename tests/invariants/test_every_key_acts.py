@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from comms.compression.config import ReplicaConfig
+from comms.config import CommsConfig
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
 from trainer.checkpoint.config import CheckpointConfig
-from trainer.config import JobConfig, SchedConfig
+from trainer.config import JobConfig, OptimConfig, SchedConfig
 from trainer.errors import RecipeError
 from trainer.model.config import ModelConfig, RopeScaling
 from trainer.model.decoder import Decoder
@@ -22,9 +24,6 @@ from trainer.reads import leaves_of
 
 DRIVER_KEYS = {"run.project", "run.sample_prompt"}
 """Read by the driver, which these runs do without."""
-
-LIBRARY_PREFIX = "offload.activation"
-"""Options of `swap_activations`, which no run switches on: set in a recipe they are refused."""
 
 
 def _chat(job: JobConfig, folder: Path) -> JobConfig:
@@ -83,16 +82,30 @@ def _folder_model(job: JobConfig, folder: Path) -> JobConfig:
 
 
 def _offloaded(job: JobConfig, folder: Path) -> list[tuple[JobConfig, int]]:
-    """Runs that read all keys of optimizer states outside the device."""
+    """Runs that read all keys of optimizer states and activations outside the device."""
     disk = OffloadConfig(optimizer="disk", disk=(str(folder / "scratch"),), disk_depth=1)
     interleaved = OffloadConfig(optimizer="interleaved")
     return [(replace(job, offload=disk), 2), (replace(job, offload=interleaved), 1)]
 
 
+def _compressed(job: JobConfig) -> list[tuple[JobConfig, int]]:
+    """Runs that read all keys of compression between replicas, and of the optimizer it needs."""
+    layout = ParallelConfig(replica=2)
+    momentum = OptimConfig(name="sgd")
+    replicas = [
+        ReplicaConfig(method="econtrol", contraction="low_rank"),
+        ReplicaConfig(method="quantized"),
+    ]
+    dgc = CommsConfig(replica=ReplicaConfig(method="dgc", warmup_steps=5))
+    return [
+        (replace(job, parallel=layout, optim=momentum, comms=dgc), 2),
+        *((replace(job, parallel=layout, comms=CommsConfig(replica=r)), 2) for r in replicas),
+    ]
+
+
 def _unread(config: JobConfig, ranks: int) -> tuple[set[str], set[str]]:
     """All leaves of a job, and those that nothing reads while it is set up."""
     names = {name for name, _ in leaves_of(config)} - DRIVER_KEYS
-    names = {name for name in names if not name.startswith(LIBRARY_PREFIX)}
     with pytest.raises(RecipeError) as refused:
         train_on_ranks(config, ranks, explicit={name: "here" for name in names} | {"z.z": "here"})
     lines = [line for line in str(refused.value).splitlines() if line.startswith("here: ")]
@@ -119,6 +132,7 @@ def test_every_key_is_read_by_some_run(tmp_path):
         (_folder_model(job, tmp_path), 1),
         *_offloaded(job, tmp_path),
         (replace(job, parallel=ParallelConfig(island=2)), 2),
+        *_compressed(job),
     ]
     every: set[str] = set()
     read: set[str] = set()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
     chance = random.Random(7)
     for step in (1, 10, 23, 41):
         _kill_at(broken, step=step, chance=chance)
+        # Every other time the host goes down with its ranks, and only the disk is left.
+        if step in (10, 41):
+            shutil.rmtree(broken.keep.dir)
+            Path(broken.keep.dir).mkdir()
     outcome, _ = train_on_ranks(broken, 2)
     assert outcome.step == 80
+    events = RunFolder.of(broken.run).events.read_text().splitlines()
+    resumed = [json.loads(line) for line in events if '"resumed"' in line]
+    assert [event["place"] for event in resumed] == ["memory", "disk", "memory", "disk"]
     assert _losses(broken) == _losses(whole)

@@ -1,4 +1,4 @@
-"""Invariant 2: where optimizer states are changes no loss, and no resumed run."""
+"""Invariant 2: where optimizer states and activations are changes no loss, and no resumed run."""
 
 import json
 import time
@@ -14,14 +14,22 @@ from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import InfrastructureError, RecipeError, ResourceError
 from trainer.run_folder import RunFolder
 
+SWAPPED = {
+    "activations": "swap",
+    "activation_share": 0.5,
+    "activation_min_bytes": 0,
+    "activation_kept_blocks": 0,
+}
+
 
 def _on_disk(folder, **changes) -> OffloadConfig:
+    """Optimizer states and activations."""
     return OffloadConfig(
         optimizer="disk",
         disk=(str(folder / "disk0"), str(folder / "disk1")),
         disk_depth=2,
         subgroup_parameters=4096,
-        **changes,
+        **{**SWAPPED, **changes},
     )
 
 
@@ -43,7 +51,8 @@ def test_fifty_steps_of_a_dense_model_are_bitwise_those_with_states_in_memory(tm
     job = tiny_job(tmp_path, train=_steps(50))
     job = replace(job, model=replace(job.model, moe=None))
     _, wanted = train_on_ranks(_named(job, "memory"), 1)
-    _, found = train_on_ranks(_named(job, "disk", offload=_on_disk(tmp_path)), 1)
+    offload = _on_disk(tmp_path, activation_share="auto")
+    _, found = train_on_ranks(_named(job, "disk", offload=offload), 1)
     assert [r.loss for r in found] == [r.loss for r in wanted]
     assert [r.grad_norm for r in found] == [r.grad_norm for r in wanted]
     assert any(r.grad_norm > job.optim.max_grad_norm for r in wanted)
@@ -51,19 +60,26 @@ def test_fifty_steps_of_a_dense_model_are_bitwise_those_with_states_in_memory(tm
     assert {r.plan.optimizer for r in found} == {"disk"}
     assert all(r.movement is None for r in wanted)
     assert all(r.movement.moved_bytes["disk_read"] > 0 for r in found[1:])
+    assert all(r.plan.activation.startswith("swap(") for r in found)
+    assert all(r.activations.stored_bytes > 0 for r in found)
+    assert all(r.measured.copies_s == r.activations.exposed_s for r in found)
 
 
 LAYOUTS = [
     (2, ParallelConfig(replica=2)),
     (2, ParallelConfig(shard=2)),
-    pytest.param(2, ParallelConfig(pp=2), marks=pytest.mark.slow),
+    (2, ParallelConfig(tp=2)),
+    (2, ParallelConfig(pp=2)),
+    pytest.param(2, ParallelConfig(sp=2), marks=pytest.mark.slow),
     pytest.param(4, ParallelConfig(shard=4, shard_weights=2), marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("ranks", "parallel"), LAYOUTS, ids=["buckets", "fsdp2", "pipeline", "hierarchical"]
+    ("ranks", "parallel"),
+    LAYOUTS,
+    ids=["buckets", "fsdp2", "tensor", "pipeline", "sequence", "hierarchical"],
 )
 def test_no_layout_changes_its_losses(tmp_path, ranks, parallel):
     job = tiny_job(tmp_path, parallel=parallel)
@@ -71,12 +87,20 @@ def test_no_layout_changes_its_losses(tmp_path, ranks, parallel):
     offloads = {"disk": _on_disk(tmp_path, disk_share=0.5)}
     if parallel.shard == 2:
         offloads["interleaved"] = OffloadConfig(
-            optimizer="interleaved", share=0.5, subgroup_parameters=4096
+            optimizer="interleaved",
+            share=0.5,
+            subgroup_parameters=4096,
+            activations="selective",
+            activation_min_bytes=0,
         )
     for name, offload in offloads.items():
         _, found = train_on_ranks(_named(job, name, offload=offload), ranks)
         assert [r.loss for r in found] == [r.loss for r in wanted]
         assert {r.plan.optimizer for r in found} == {name}
+        assert {r.plan.activation for r in found} == {
+            "swap(0.5) to disk" if name == "disk" else "selective"
+        }
+        assert all(r.activations.recomputed_bytes > 0 for r in found)
 
 
 @pytest.mark.timeout(240)
@@ -128,6 +152,13 @@ def test_what_cannot_be_kept_is_refused_before_training(tmp_path):
         train_on_ranks(tiny_job(tmp_path), 1, explicit=idle)
     with pytest.raises(ValueError, match=r"offload\.disk='scratch' is relative"):
         tiny_job(tmp_path, offload=OffloadConfig(disk=("scratch",)))
+    too_much = OffloadConfig(disk=str(tmp_path), **{**SWAPPED, "activation_bytes": 1 << 60})
+    with pytest.raises(
+        ResourceError, match=r"activations as offload\.activations asks.*are needed"
+    ):
+        train_on_ranks(tiny_job(tmp_path, offload=too_much), 1)
+    with pytest.raises(RecipeError, match="activations have nowhere to go"):
+        train_on_ranks(tiny_job(tmp_path, offload=OffloadConfig(activations="swap")), 1)
     assert not RunFolder.of(tiny_job(tmp_path).run).metrics.exists()
 
 

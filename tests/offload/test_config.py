@@ -4,7 +4,13 @@ from offload.config import OffloadConfig
 
 
 def test_the_default_needs_nothing():
-    assert OffloadConfig().disk == ()
+    assert OffloadConfig().disks == ()
+
+
+def test_a_single_disk_needs_no_list():
+    assert OffloadConfig(disk="/nvme0").disks == ("/nvme0",)
+    assert OffloadConfig(disk=("/nvme0", "/nvme1")).disks == ("/nvme0", "/nvme1")
+    assert OffloadConfig(disk="").disks == ()
 
 
 @pytest.mark.parametrize(
@@ -20,6 +26,8 @@ def test_the_default_needs_nothing():
         ({"host_memory_fraction": 2.0}, "host_memory_fraction"),
         ({"activation_share": 1.5}, "offload.activation_share must be between 0 and 1"),
         ({"activation_share": 0.5, "activations": "keep"}, "set it to swap or auto"),
+        ({"activation_share": 0.5, "activations": "selective"}, "set it to swap or auto"),
+        ({"optimizer": "disk", "disk": ""}, "names no directory"),
         ({"activation_tier": "disk"}, "offload.activation_tier is disk, but offload.disk names no"),
         ({"activation_bytes": 0}, "activation_bytes must be positive or auto"),
         ({"activation_min_bytes": -1}, "activation_min_bytes must not be negative"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from comms.compression.config import ReplicaConfig
 from parallel.config import ParallelConfig
 from parallel.fit import ModelShape, check_fit
 from parallel.layout import Layout
@@ -51,3 +52,26 @@ BAD = [
 def test_what_does_not_fit_is_refused_with_the_remedy(layout, options, changes, message):
     with pytest.raises(ValueError, match=message):
         check_fit(layout, ParallelConfig(**options), _shape(**changes))
+
+
+ECONTROL = ReplicaConfig(method="econtrol")
+DGC = ReplicaConfig(method="dgc")
+UNCOMPRESSED = [
+    (Layout(shard=2), {}, ECONTROL, r"has one \(shard 2\); set parallel.replica to 2 or more"),
+    (Layout(replica=2, shard=2, shard_weights=1), {}, ECONTROL, "leave both at auto"),
+    (Layout(replica=2, shard=2, ep=2), {"rebalance_interval_steps": 3}, ECONTROL, "set that to 0"),
+    (Layout(replica=2, tp=2), {}, DGC, "method=dgc clips what each rank holds.*set tp to 1"),
+    (Layout(replica=2, tp=2), {}, ReplicaConfig(method="ef", clip_norm=1.0), "clip_norm=1.0 clips"),
+]
+
+
+@pytest.mark.parametrize(("layout", "options", "replica", "message"), UNCOMPRESSED)
+def test_what_replicas_cannot_compress_is_refused(layout, options, replica, message):
+    with pytest.raises(ValueError, match=message):
+        check_fit(layout, ParallelConfig(**options), _shape(), replica)
+    assert check_fit(layout, ParallelConfig(**options), _shape()) is None
+
+
+def test_replicas_compress_beside_every_other_axis():
+    for layout in (Layout(replica=2, shard=2, ep=2), Layout(replica=2, pp=2, tp=2)):
+        assert check_fit(layout, ParallelConfig(), _shape(), ECONTROL) is None

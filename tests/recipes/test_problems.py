@@ -29,7 +29,7 @@ def problems(tmp_path, monkeypatch):
         ("\nlr: 1", "r.yaml:2: lr: unknown key; did you mean optim.lr?"),
         ("train: {lr: 1}", "train.lr: unknown key; did you mean optim.lr?"),
         ("run: {zzz: 1}", "run.zzz: unknown key; `run` has dir, name, project, resume, sample_"),
-        ("zzz: {a: 1}", "zzz: unknown key; sections are checkpoint, cluster, comms"),
+        ("zzz: {a: 1}", "zzz: unknown key; sections are checkpoint, cluster, comms, data"),
         (
             "train: {steps: ten}",
             "r.yaml:1: train.steps: expected a whole number, got ten (text)",

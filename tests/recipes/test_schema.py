@@ -83,10 +83,10 @@ def test_types_are_described_in_words():
     assert {describe(annotation) for annotation in leaves.values()}
 
 
-def test_the_job_is_the_recipe_less_the_cluster():
+def test_the_job_is_the_recipe_less_what_the_driver_needs():
     recipe = Recipe()
     names = set(type(recipe.job).__dataclass_fields__)
-    assert names == set(Recipe.__dataclass_fields__) - {"cluster"}
+    assert names == set(Recipe.__dataclass_fields__) - {"cluster", "recovery", "watchdog"}
     assert all(recipe.job.__dict__[name] is recipe.__dict__[name] for name in names)
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from parallel.layout import Layout
+from trainer.exchanged import Exchanged
 from trainer.metrics import JsonlSink, StepReport
-from trainer.movement import Movement
+from trainer.movement import ActivationMovement, Movement
 from trainer.planner.plan import Round, SequenceGroup, StepPlan, Terms
 from trainer.tensorboard import TensorBoardSink
 
@@ -108,6 +109,47 @@ def test_what_the_optimizer_moved_is_told_and_only_then():
         "offload/disk_read": 2**30,
         "offload/disk_written": 2**30,
     }
+
+
+def test_what_activations_moved_is_told_and_only_then():
+    assert not [name for name in _report().metrics_record() if name.startswith("activation")]
+    moved = ActivationMovement(
+        stored_bytes=2**30,
+        fetched_bytes=2**29,
+        recomputed_bytes=2**28,
+        saved_bytes=2**31,
+        transfer_s=1.5,
+        exposed_s=0.5,
+    )
+    report = replace(_report(), activations=moved)
+    metrics = report.metrics_record()
+    assert metrics["activation_moved_gib"] == 1.5
+    assert metrics["activation_recomputed_gib"] == 0.25
+    assert metrics["activation_saved_gib"] == 2.0
+    assert metrics["activation_hidden_s"] == 1.0
+    assert metrics["activation_exposed_s"] == 0.5
+    assert report.plan_record()["bytes"] == {
+        "replica/all_reduce": 77,
+        "offload/activations_stored": 2**30,
+        "offload/activations_fetched": 2**29,
+    }
+
+
+def test_what_replicas_sent_is_told_and_only_then():
+    assert not [name for name in _report().metrics_record() if name.startswith("replica")]
+    sent = Exchanged(sent_bytes=2**19, dense_bytes=2**23, waited_s=0.25, error_norm=1.5)
+    plan = replace(_report().plan, compression="dgc@0.01", replica_bytes=2**19)
+    report = replace(_report(), exchanged=sent, plan=plan)
+    metrics = report.metrics_record()
+    assert {name: metrics[name] for name in metrics if name.startswith("replica")} == {
+        "replica_sent_mib": 0.5,
+        "replica_dense_mib": 8.0,
+        "replica_saving": 16.0,
+        "replica_exposed_s": 0.25,
+        "replica_error_norm": 1.5,
+    }
+    record = report.plan_record()
+    assert (record["compression"], record["replica_bytes"]) == ("dgc@0.01", 2**19)
 
 
 def test_tensorboard_gets_every_number(tmp_path):

@@ -34,6 +34,13 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step of a folder that `list_complete` lists."""
+    match = _LISTED.fullmatch(path.name)
+    assert match is not None, f"{path} is no step folder"
+    return int(match[1])
+
+
 def list_complete(directory: Path) -> list[tuple[int, Path]]:
     """Step and folder of every complete checkpoint in `directory`, newest first."""
     if not directory.is_dir():

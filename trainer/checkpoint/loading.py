@@ -9,7 +9,7 @@ Guarantees, each asserted in tests/trainer/checkpoint/test_loading.py:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,18 @@ from trainer.checkpoint.agreement import (
     rank_of,
     size_of,
 )
-from trainer.checkpoint.boxes import boxes_of, overlap
-from trainer.checkpoint.manifest import Manifest, TensorEntry, read_manifest, stored_name
+from trainer.checkpoint.filling import (
+    BlockReader,
+    Source,
+    differences,
+    fill,
+    fill_tensor,
+    nothing,
+)
+from trainer.checkpoint.manifest import Manifest, read_manifest
 from trainer.checkpoint.shard_file import DTYPES, check_file
-from trainer.checkpoint.share import Outline, State, joined_outline, local_part, outline_of
+from trainer.checkpoint.share import State, joined_outline, outline_of
 from trainer.errors import DataError, RecipeError
-
-_NAMES_SHOWN = 4
 
 Skipped = tuple[tuple[Path, str], ...]
 """Checkpoints passed over, and why."""
@@ -43,11 +48,16 @@ Skipped = tuple[tuple[Path, str], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A checkpoint whose files are whole."""
+    """A state that is whole."""
 
-    path: Path
+    source: Source
     manifest: Manifest
     skipped: Skipped
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages and events."""
+        return self.source.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +66,28 @@ class Loaded:
 
     step: int
     path: Path
+    place: str
+    """What held it: `disk` or `memory`."""
+
     meta: dict[str, Any]
     skipped: Skipped
+
+
+class StepFolder:
+    """A checkpoint on disk; a `Source`."""
+
+    place = "disk"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def prepare(self, state: State, group: ProcessGroup | None) -> Manifest:
+        """Compare sizes and checksums of all files; ranks share the reading."""
+        return agree(group, f"checking {self.path.name}", partial(_check, self.path, group))
+
+    def opened(self) -> AbstractContextManager[BlockReader]:
+        """Its data files."""
+        return _opened(self.path)
 
 
 def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -> Loaded:
@@ -66,7 +96,20 @@ def load(state: State, candidates: Sequence[Path], group: ProcessGroup | None) -
     All ranks of `group`, which carries CPU tensors, call it; rank 0's candidates count. Raises
     RecipeError where the checkpoint is of another model, DataError where none can be loaded.
     """
-    return load_chosen(state, choose_loadable(candidates, group), group)
+    paths = exchange(group, [str(path) for path in candidates])[0]
+    return load_first(state, [StepFolder(Path(path)) for path in paths], group)
+
+
+def load_first(
+    state: State,
+    sources: Sequence[Source],
+    group: ProcessGroup | None,
+    *,
+    spare: Callable[[str], bool] = nothing,
+) -> Loaded:
+    """As `load`, from sources of any kind, which all ranks give alike. They may have `spare`
+    tensors that no rank asks for."""
+    return load_chosen(state, choose(state, sources, group), group, spare=spare)
 
 
 def load_chosen(
@@ -74,23 +117,28 @@ def load_chosen(
     chosen: Chosen,
     group: ProcessGroup | None,
     *,
-    spare: Callable[[str], bool] = lambda name: False,
+    spare: Callable[[str], bool] = nothing,
 ) -> Loaded:
-    """As `load`, from a checkpoint that was chosen. It may have `spare` tensors that no rank asks
-    for."""
-    path, manifest = chosen.path, chosen.manifest
+    """As `load_first`, from what was chosen."""
+    source, manifest, path = chosen.source, chosen.manifest, chosen.path
     outlines = agree_all(group, f"comparing with {path.name}", lambda: outline_of(state))
-    problems = differences(joined_outline(outlines), manifest, spare)
+    problems = differences(joined_outline(outlines), manifest.tensors, spare)
     if problems:
         raise RecipeError(
             f"{path} is a checkpoint of another model: {'; '.join(problems)}. "
             "Use the model section it was saved with, or another run.name to start afresh"
         )
     try:
-        agree(group, f"reading {path.name}", lambda: _fill(state, path, manifest))
+        agree(group, f"reading {path.name}", lambda: _fill_from(source, state, manifest))
     except RanksFailed as failure:
         raise DataError(f"{path} could not be read after it was checked: {failure}") from failure
-    return Loaded(step=manifest.step, path=path, meta=manifest.meta, skipped=chosen.skipped)
+    return Loaded(
+        step=manifest.step,
+        path=path,
+        place=source.place,
+        meta=manifest.meta,
+        skipped=chosen.skipped,
+    )
 
 
 def choose_loadable(candidates: Sequence[Path], group: ProcessGroup | None) -> Chosen:
@@ -99,19 +147,35 @@ def choose_loadable(candidates: Sequence[Path], group: ProcessGroup | None) -> C
     All ranks of `group` call it and share the reading; rank 0's candidates count. Raises DataError
     where there is none.
     """
+    paths = exchange(group, [str(path) for path in candidates])[0]
+    return choose({}, [StepFolder(Path(path)) for path in paths], group)
+
+
+def choose(state: State, sources: Sequence[Source], group: ProcessGroup | None) -> Chosen:
+    """The first of `sources`, which all ranks of `group` give alike, that is whole, ready for this
+    rank to fill `state` from. Under other names a state is filled from a step folder alone: it has
+    all of a checkpoint, but a snapshot gathers what `state` asks for.
+
+    Raises DataError where none is whole.
+    """
     skipped: list[tuple[Path, str]] = []
-    for path in map(Path, exchange(group, [str(path) for path in candidates])[0]):
+    for source in sources:
         try:
-            manifest = agree(group, f"checking {path.name}", partial(_check, path, group))
+            manifest = source.prepare(state, group)
         except RanksFailed as failure:
-            skipped.append((path, str(failure)))
+            skipped.append((source.path, str(failure)))
         else:
-            return Chosen(path=path, manifest=manifest, skipped=tuple(skipped))
+            return Chosen(source=source, manifest=manifest, skipped=tuple(skipped))
     reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped) or " there is none"
     raise DataError(
         f"no checkpoint can be loaded:{reasons}\n"
         "Restore one of them, or start afresh with another run.name"
     )
+
+
+def _fill_from(source: Source, state: State, manifest: Manifest) -> None:
+    with source.opened() as reader:
+        fill(state, manifest.tensors, reader)
 
 
 def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -122,49 +186,14 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """
     try:
         manifest = read_manifest(path)
-        with ExitStack() as stack:
-            files = _Files(path, stack)
+        with _opened(path) as files:
             for name, entry in manifest.tensors.items():
                 if name.startswith(prefix):
                     tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-                    _fill_one(name, tensor, entry, files)
+                    fill_tensor(name, tensor, entry, files)
                     yield name, tensor
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {describe(error)}") from error
-
-
-def differences(
-    outline: Outline, manifest: Manifest, spare: Callable[[str], bool] = lambda name: False
-) -> list[str]:
-    """How the tensors of all ranks differ from the checkpoint, with some examples. Names that are
-    `spare` may be there and not asked for."""
-    stored = manifest.tensors
-    missing = [name for name in outline if name not in stored]
-    extra = [name for name in stored if name not in outline and not spare(name)]
-    reshaped = [
-        f"{name} is {_form(entry.dtype, entry.shape)} in the checkpoint and "
-        f"{_form(*outline[name])} here"
-        for name, entry in stored.items()
-        if name in outline and [entry.dtype, list(entry.shape)] != outline[name]
-    ]
-    total = len(outline)
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} of {total} tensors are not in it: {_some(missing)}")
-    if extra:
-        problems.append(f"{len(extra)} of its tensors are not in the model: {_some(extra)}")
-    if reshaped:
-        problems.append(f"{len(reshaped)} of {total} tensors differ: {_some(reshaped)}")
-    return problems
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _form(code: str, shape: Sequence[int]) -> str:
-    return f"{code}{list(shape)}"
 
 
 def _check(path: Path, group: ProcessGroup | None) -> Manifest:
@@ -201,18 +230,16 @@ class _Files:
             raise ValueError(f"{file}, {name}: {error}") from error
 
 
-def _fill(state: State, path: Path, manifest: Manifest) -> None:
+def fill_from_folder(state: State, path: Path, manifest: Manifest) -> None:
+    """Fill `state` in place from the step folder `path`, which was checked and holds all of it.
+
+    Raises OSError or ValueError where it cannot be read.
+    """
+    with _opened(path) as files:
+        fill(state, manifest.tensors, files)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Files]:
     with ExitStack() as stack:
-        files = _Files(path, stack)
-        for name, tensor in state.items():
-            _fill_one(name, tensor, manifest.tensors[name], files)
-
-
-def _fill_one(name: str, tensor: Tensor, entry: TensorEntry, files: _Files) -> None:
-    local = local_part(tensor)
-    for box in boxes_of(tensor):
-        for chunk in entry.chunks:
-            if common := overlap(box, chunk.offsets, chunk.shape):
-                start = tuple(a - b for a, b in zip(common.offsets, chunk.offsets, strict=True))
-                stored = stored_name(name, chunk.part)
-                common.of(local).copy_(files.read(chunk.file, stored, start, common.shape))
+        yield _Files(path, stack)

@@ -27,6 +27,9 @@ class Resume:
     candidates: tuple[Path, ...] = ()
     """Step folders to try, newest first."""
 
+    back: bool = False
+    """Whether the user names a state of this very run: what came after it must not win."""
+
     note: str = ""
     """What the user should be told about the decision, if anything."""
 
@@ -109,7 +112,7 @@ def _from_path(path: Path, own: tuple[Path, ...], folder: RunFolder) -> Resume:
             "folder or a step folder"
         )
     if path.resolve().is_relative_to(folder.root.resolve()):
-        return Resume(kind="continue", candidates=candidates)
+        return Resume(kind="continue", candidates=candidates, back=True)
     if own:
         # The same recipe started again after a fault must not fall back to its starting point.
         note = f"{folder.root} has checkpoints of its own and goes on from them, not from {path}"

@@ -18,11 +18,13 @@ from trainer.islands.saved import (
     outer_slots,
     outer_tensors,
     own_name,
+    own_prefix,
     passed_over,
     prefix_of,
 )
 
 _PROBE = "probe_loss"
+_UPDATES = "updates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +36,18 @@ class LoadedIsland:
     stored: int
     """Islands of the checkpoint."""
 
+    before: str
+    """What stands before the names of what replicas had not sent."""
+
+    updates: int
+    """Made of the moments that were loaded."""
+
     probe_loss: float | None
     """Of the weights that were loaded; None where they were never probed."""
 
 
 def saved_with(
-    islands: Islands, tensors: Mapping[str, Tensor], *, probe_loss: float
+    islands: Islands, tensors: Mapping[str, Tensor], *, probe_loss: float, updates: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """What a checkpoint holds of this rank, and what it says of the exchanges.
 
@@ -49,6 +57,8 @@ def saved_with(
     prefix = prefix_of(islands.index)
     found = {prefix + name: tensor for name, tensor in tensors.items()}
     found[prefix + _PROBE] = torch.tensor(probe_loss, dtype=torch.float64)
+    # A step may have been skipped on one island alone.
+    found[prefix + _UPDATES] = torch.tensor(updates, dtype=torch.float64)
     if islands.index == 0:
         parameters = {f"model.{name}" for name in islands.parameters}
         model = (name for name in tensors if name.startswith("model."))
@@ -60,7 +70,7 @@ def load_island(
     tensors: Mapping[str, Tensor], chosen: Chosen, group: ProcessGroup, islands: Islands | None
 ) -> LoadedIsland:
     """Fill this island's own `tensors` from a checkpoint of any number of islands, and its outer
-    state from one of the same number. All ranks call it.
+    state from one of the same number. All ranks call it. Snapshots are of one island alone.
 
     Raises RecipeError where the checkpoint is of another model, or exchanges go by another schedule
     than those in it; DataError where it cannot be read.
@@ -70,13 +80,16 @@ def load_island(
     index, now = (0, 1) if islands is None else (islands.index, islands.layout.island)
     kind = kind_of(stored, now)
     state = {own_name(name, kind, index): tensor for name, tensor in tensors.items()}
-    probe = torch.zeros((), dtype=torch.float64)
+    before = own_prefix(kind, index)
+    probe, updates = (torch.zeros((), dtype=torch.float64) for _ in range(2))
     slots: OuterSlots | None = None
     if kind == "same":
         assert islands is not None
         _require_same_schedule(meta["outer"]["schedule"], islands)
         slots = outer_slots(islands.parameters, _flying(meta["outer"]["flight"], islands))
-        state = {**state, **slots.tensors, prefix_of(index) + _PROBE: probe}
+        state |= {**slots.tensors, before + _PROBE: probe}
+    if before:
+        state[before + _UPDATES] = updates
     loaded = load_chosen(state, chosen, group, spare=passed_over(kind))
     if islands is not None and slots is not None:
         _resume(islands, slots, meta["outer"])
@@ -84,7 +97,9 @@ def load_island(
         loaded=loaded,
         kind=kind,
         stored=stored,
-        probe_loss=_probe_loss(kind, meta, float(probe)),
+        before=before,
+        updates=int(updates) if before else meta["updates"],
+        probe_loss=_probe_loss(kind, loaded, float(probe)),
     )
 
 
@@ -98,10 +113,10 @@ def _resume(islands: Islands, slots: OuterSlots, description: Mapping[str, Any])
     islands.first_step = description["first_step"]
 
 
-def _probe_loss(kind: Kind, meta: Mapping[str, Any], own: float) -> float | None:
-    if kind == "gathered":
+def _probe_loss(kind: Kind, loaded: Loaded, own: float) -> float | None:
+    if kind == "gathered" or loaded.place == "memory":
         return None
-    loss: float = own if kind == "same" else meta["probe_loss"]
+    loss: float = own if kind == "same" else loaded.meta["probe_loss"]
     return loss
 
 

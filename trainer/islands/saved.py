@@ -3,16 +3,18 @@
 Under the names that every run uses (`model.…`) a checkpoint of several islands has the global
 parameters, so that it can be exported, and gone on from, like any other. Beside them are
 `outer.momentum.…`, what an exchange under way will bring (`outer.next_….…`), and, under `island0/`,
-`island1/` and so on, what each island has of its own: weights, moments, buffers and the loss of
-the probe.
+`island1/` and so on, what each island has of its own: weights, moments, buffers, what its replicas
+had not sent yet, the number of updates and the loss of the probe.
 
 Guarantees, each asserted in tests/trainer/islands/test_saved.py:
 - what is read back is the outer state that was written, bitwise, an exchange under way included;
 - the same number of islands goes on where each was; another number starts from the global
   parameters and the moments of the first island;
-- no name of a checkpoint is passed over that is not another island's or the outer state's.
+- no name of a checkpoint is passed over that is not another island's, the outer state's or what
+  replicas had not sent, which is read apart.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,11 +26,13 @@ from torch.nn import Parameter
 
 from comms.outer.saved import COUNTS, FLIGHT
 from trainer.offloaded import host_mesh, host_zeros_like
+from trainer.replica_state import PREFIX
 
 Kind = Literal["alone", "same", "spread", "gathered"]
 """How a checkpoint's islands meet those of the run: there are none on either side; as many on both;
 a run without becomes several; any other change."""
 
+_OWN_UNSENT = re.compile(rf"island\d+/{re.escape(PREFIX)}")
 _STORED = {
     "global": "model",
     "momentum": "outer.momentum",
@@ -49,25 +53,31 @@ def kind_of(stored: int, now: int) -> Kind:
     return "spread" if stored == 1 else "gathered"
 
 
+def own_prefix(kind: Kind, island: int) -> str:
+    """What stands before the names of the moments that this island goes on with, and of what its
+    replicas had not sent."""
+    if kind == "same":
+        return prefix_of(island)
+    return prefix_of(0) if kind == "gathered" else ""
+
+
 def own_name(name: str, kind: Kind, island: int) -> str:
     """Under which name a checkpoint has this island's tensor `name`."""
-    if kind == "same":
-        return prefix_of(island) + name
-    if kind == "gathered" and name.startswith("optim."):
-        return prefix_of(0) + name
-    return name
+    if kind == "gathered" and not name.startswith("optim."):
+        return name
+    return own_prefix(kind, island) + name
 
 
 def passed_over(kind: Kind) -> Callable[[str], bool]:
-    """Which names of a checkpoint nobody need ask for: buffers of the global model, as each island
-    has its own; or what belongs to other islands. A tensor of another model is still found out: an
-    island has it too.
+    """Which names of a checkpoint nobody need ask for: what replicas had not sent; buffers of the
+    global model, as each island has its own; or what belongs to other islands. A tensor of another
+    model is still found out: an island has it too.
     """
     if kind == "same":
-        return lambda name: name.startswith("model.")
+        return lambda name: name.startswith("model.") or _OWN_UNSENT.match(name) is not None
     if kind == "gathered":
         return lambda name: name.startswith(("island", "outer."))
-    return lambda name: False
+    return lambda name: name.startswith(PREFIX)
 
 
 def outer_tensors(

@@ -4,12 +4,14 @@ T tokens, D model width, V vocabulary, E experts.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from offload.activations.blocks import BlockSwap
 from trainer.data.batch import Batch
 from trainer.model.blocks import DecoderBlock, RmsNorm
 from trainer.model.config import Architecture
@@ -73,6 +75,8 @@ class DecoderLayers(nn.Module):
         self.architecture = architecture
         self.recompute = False
         """Whether blocks are recomputed in backward instead of kept; may change every step."""
+        self.swap: BlockSwap | None = None
+        """Decides what of a block is kept otherwise; may change every step."""
         self.loss_chunk_tokens = 1024
         """Tokens whose logits are in memory at a time."""
         self.vocabulary: Vocabulary = WholeVocabulary()
@@ -119,8 +123,8 @@ class DecoderLayers(nn.Module):
         )
         angles = rotary(self.architecture, batch.positions_T, batch.document_ends, batch.stretches)
         stats = []
-        for block in self.layers:
-            x_TD, block_stats = self._run(block, x_TD, angles, packing)
+        for number, block in zip(self.layers.numbers, self.layers, strict=True):
+            x_TD, block_stats = self._run(number, block, x_TD, angles, packing)
             if block_stats is not None:
                 stats.append(block_stats)
         return x_TD, stats
@@ -133,9 +137,13 @@ class DecoderLayers(nn.Module):
         )
 
     def _run(
-        self, block: nn.Module, x_TD: Tensor, angles: Rotary, packing: Packing
+        self, number: int, block: nn.Module, x_TD: Tensor, angles: Rotary, packing: Packing
     ) -> tuple[Tensor, MoeStats | None]:
-        if self.recompute and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return block(x_TD, angles, packing)
+        if self.swap is not None:
+            return block(x_TD, angles, packing, run=partial(self.swap.run, number))
+        if self.recompute:
             # Blocks draw no random numbers, so there is no generator state to restore.
             return checkpoint(
                 block, x_TD, angles, packing, use_reentrant=False, preserve_rng_state=False

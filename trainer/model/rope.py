@@ -24,6 +24,10 @@ class Rotary:
         self.cos_Th = cos_Th
         self.sin_Th = sin_Th
 
+    def of(self, rows: slice) -> "Rotary":
+        """Angles of some of the tokens."""
+        return Rotary(cos_Th=self.cos_Th[rows], sin_Th=self.sin_Th[rows])
+
     def rotate(self, x_TNd: Tensor) -> Tensor:
         """Rotate each head of queries or keys [T, N, d]; computed in fp32, same dtype out."""
         first, second = x_TNd.float().chunk(2, dim=-1)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from offload.activations.blocks import BlockSwap
 from parallel.pipeline.stages import StageOutput
 from trainer.data.batch import Batch
 from trainer.model.config import Architecture
@@ -79,6 +80,16 @@ class DecoderStages(nn.Module):
     def recompute(self, wanted: bool) -> None:
         for stage in self.stages:
             stage.recompute = wanted
+
+    @property
+    def swap(self) -> BlockSwap | None:
+        """Decides what of a block is kept otherwise; may change every step."""
+        return self.stages[0].swap
+
+    @swap.setter
+    def swap(self, wanted: BlockSwap | None) -> None:
+        for stage in self.stages:
+            stage.swap = wanted
 
     @property
     def experts(self) -> list[Experts]:

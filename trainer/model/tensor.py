@@ -80,6 +80,7 @@ def _split_attention(attention: Attention, axis: TensorAxis) -> None:
     attention.k_proj = ColumnLinear(attention.k_proj, axis)
     attention.v_proj = ColumnLinear(attention.v_proj, axis)
     attention.o_proj = RowLinear(attention.o_proj, axis)
+    attention.output_is_summed = True
     if attention.q_norm is not None and attention.k_norm is not None:
         attention.register_module("q_norm", HeadNorm(attention.q_norm, axis))
         attention.register_module("k_norm", HeadNorm(attention.k_norm, axis))

@@ -133,6 +133,12 @@ def sent_bytes(*, rounds: int, layout: Layout, model: ModelCost) -> int:
     return sent + all_reduce_bytes(held, layout.replica)
 
 
+def replica_bytes(*, layout: Layout, model: ModelCost) -> int:
+    """Of these, what is sent between replicas without compression."""
+    held = model.parameters // (layout.tp * layout.pp * layout.shard)
+    return all_reduce_bytes(4 * held, layout.replica)
+
+
 def _staged_bytes(rounds: int, layout: Layout, model: ModelCost) -> int:
     """Weights over r_w ranks, gradients over r_g, optimizer states over `shard`: reduced and
     gathered from one width to the next (parallel/hierarchy)."""

@@ -13,6 +13,7 @@ from parallel.layout import Layout
 from parallel.sequence.stretches import AttentionScheme
 
 Activation = Literal["keep", "recompute"]
+"""What a planner that does not choose reckons with."""
 
 Padding = Literal["rows", "group"]
 """How far streams are padded: each sequence to seq_len, or the last one until the group's ranks can
@@ -105,13 +106,16 @@ class OuterPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """Everything that may differ from step to step. A plan never changes the gradient."""
+    """Everything that may differ from step to step. Apart from `compression`, a plan never changes
+    the gradient."""
 
     step: int
     layout: Layout
     rounds: tuple[Round, ...]
     padding: Padding = "rows"
-    activation: Activation = "keep"
+    activation: str = "keep"
+    """What happens to the activations of blocks, as `parse_policy` reads it."""
+
     optimizer: str = "device"
     """Where optimizer states are: `device`, `host`, `interleaved` or `disk`."""
 
@@ -126,6 +130,12 @@ class StepPlan:
     """Whether the links between these hosts are measured again before this step."""
 
     compression: str = "none"
+    """How replicas send gradients: a method and its ratio, rank or format, such as `dgc@0.001`
+    (`comms.compression.config.StepChoice`)."""
+
+    replica_bytes: int | None = None
+    """Bytes that a rank will send for that; None where nothing is compressed."""
+
     outer: OuterPlan | None = None
     """What is exchanged with other islands; None where there is one."""
 

@@ -4,10 +4,13 @@ import pytest
 
 from comms.compression.config import (
     CompressionConfig,
+    ReplicaConfig,
     StepChoice,
     begins_dense,
     check_optimizer,
+    compression_of,
     ratio_at,
+    used_keys,
 )
 
 
@@ -65,3 +68,65 @@ def test_error_feedback_begins_dense():
     assert [begins_dense(step, config) for step in range(4)] == [True, True, False, False]
     assert not begins_dense(0, CompressionConfig(method="quantized"))
     assert not begins_dense(0, CompressionConfig(method="dgc", momentum=0.9))
+
+
+CHOICES = {
+    "none": StepChoice(method="none"),
+    "dgc@0.001": StepChoice(method="dgc", ratio=0.001),
+    "powersgd@rank4": StepChoice(method="powersgd", rank=4),
+    "quantized@fp4": StepChoice(method="quantized", block_format="fp4"),
+    "ef": StepChoice(method="ef"),
+}
+
+
+@pytest.mark.parametrize("text", list(CHOICES))
+def test_a_choice_is_what_its_text_says(text):
+    assert str(CHOICES[text]) == text
+    assert StepChoice.parse(text) == CHOICES[text]
+
+
+def test_other_text_is_refused():
+    with pytest.raises(ValueError, match="'dgq@1' names no method; choose one of"):
+        StepChoice.parse("dgq@1")
+
+
+USED = [
+    (ReplicaConfig(), set()),
+    (ReplicaConfig(method="bf16"), {"dense_below", "clip_norm"}),
+    (ReplicaConfig(method="quantized"), {"dense_below", "clip_norm", "block_format"}),
+    (
+        ReplicaConfig(method="powersgd"),
+        {"dense_below", "clip_norm", "dense_steps", "rank", "values"},
+    ),
+    (
+        ReplicaConfig(method="ef", contraction="rand_k", warmup_steps=9),
+        {"dense_below", "clip_norm", "dense_steps", "contraction", "ratio", "values"}
+        | {"warmup_steps", "warmup_stages"},
+    ),
+    (
+        ReplicaConfig(method="econtrol", contraction="low_rank"),
+        {"dense_below", "clip_norm", "dense_steps", "contraction", "eta", "rank", "values"},
+    ),
+    (
+        ReplicaConfig(method="dgc"),
+        {"dense_below", "clip_norm", "mask_momentum", "ratio", "warmup_steps", "sample_ratio"}
+        | {"values"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "keys"), USED, ids=lambda value: str(value)[:40])
+def test_keys_that_have_no_effect_are_not_used(config, keys):
+    assert set(used_keys(config)) == keys | {"method"}
+
+
+def test_a_recipe_gives_dgc_the_optimizers_momentum_and_clipping_and_nobody_else():
+    optimizer = {"momentum": 0.9, "nesterov": True, "max_grad_norm": 2.0, "seed": 7}
+    dgc = compression_of(ReplicaConfig(method="dgc", ratio=0.01), **optimizer)
+    assert (dgc.momentum, dgc.nesterov, dgc.clip_norm, dgc.ratio) == (0.9, True, 2.0, 0.01)
+    own = compression_of(ReplicaConfig(method="dgc", clip_norm=5.0), **optimizer)
+    assert own.clip_norm == 5.0
+    other = compression_of(ReplicaConfig(method="econtrol"), **optimizer)
+    assert (other.momentum, other.nesterov, other.clip_norm, other.seed) == (0.0, False, None, 7)
+    with pytest.raises(ValueError, match=r"needs the optimizer's, such as momentum=0\.9"):
+        compression_of(ReplicaConfig(method="dgc"), **{**optimizer, "momentum": 0.0})

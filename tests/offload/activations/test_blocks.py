@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from offload.activations.blocks import ROW_GRANULE, BlockParts, BlockSwap, swapped_rows
-from offload.activations.policy import KEEP, RECOMPUTE, ActivationPolicy
+from offload.activations.policy import KEEP, RECOMPUTE, SELECTIVE, ActivationPolicy
 from offload.activations.rounding import RoundingBuffers
 from tests.offload.activations.small import (
     forward,
@@ -23,7 +23,7 @@ def test_every_policy_gives_the_same_gradients(tmp_path, tokens, dtype):
     x = torch.randn(tokens, 48).to(dtype)
     reference = make_blocks(dtype=dtype)
     expected = train(reference, lambda: forward(reference, x))
-    policies = [KEEP, RECOMPUTE, *(swap_of(a, "disk") for a in (0.0, 0.3, 0.64, 1.0))]
+    policies = [KEEP, RECOMPUTE, SELECTIVE, *(swap_of(a, "disk") for a in (0.0, 0.3, 0.64, 1.0))]
     for policy in policies:
         with open_swap("disk", tmp_path, targets=RoundingBuffers()) as swap:
             blocks = make_blocks(dtype=dtype)
@@ -36,7 +36,7 @@ def test_the_policy_may_change_every_step(tmp_path):
     x = torch.randn(150, 48)
     reference, blocks = make_blocks(), make_blocks()
     expected = train(reference, lambda: forward(reference, x), steps=6)
-    policies = iter([swap_of(0.5), KEEP, swap_of(1.0), RECOMPUTE, swap_of(0.0), swap_of(0.5)])
+    policies = iter([swap_of(0.5), KEEP, swap_of(1.0), SELECTIVE, swap_of(0.0), swap_of(0.5)])
     with open_swap("host", tmp_path) as swap:
         runner = BlockSwap({"host": swap}, num_blocks=len(blocks))
 
@@ -70,6 +70,15 @@ def test_what_moves_and_what_is_recomputed(tmp_path, alpha):
             assert stats.recomputed_bytes > 3 * 4 * tokens * 8 * 48
         assert stats.fetched_bytes + stats.forwarded_bytes >= stored
         assert all(block.attended == 1 for block in blocks)
+
+
+def test_recomputation_of_a_block_repeats_attention_and_keeps_its_input_alone(tmp_path):
+    blocks, x = make_blocks(), torch.randn(100, 48, requires_grad=True)
+    with open_swap("host", tmp_path) as swap:
+        runner = BlockSwap({"host": swap}, num_blocks=4, policy=RECOMPUTE)
+        forward(blocks, x, runner).backward()
+        assert swap.take_stats().stored_bytes == 0
+    assert all(block.attended == 2 for block in blocks)
 
 
 def test_the_last_blocks_stay(tmp_path):

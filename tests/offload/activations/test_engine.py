@@ -170,6 +170,27 @@ def test_a_tier_without_room_says_so_and_keeps_its_state(tmp_path):
     swap.close()
 
 
+def test_what_finds_no_room_may_stay(tmp_path):
+    options = SwapOptions(min_bytes=1, keep_when_full=True)
+    store = HostStore(8192, pin=False)
+    swap = ActivationSwap(store, options, device=torch.device("cpu"))
+    x = torch.randn(40, 40, requires_grad=True)
+    with swap.saving():
+        y = (x * 2.0).exp().sin().exp()
+    swap.drain()
+    stats = swap.take_stats()
+    assert (stats.stored_bytes, stats.away_peak_bytes) == (6400, 6400)
+    assert stats.kept_bytes == 6400
+    (found,) = torch.autograd.grad(y.sum(), x)
+    (wanted,) = torch.autograd.grad((x * 2.0).exp().sin().exp().sum(), x)
+    assert torch.equal(found, wanted)
+    del y
+    swap.settle()
+    assert (swap.live_bytes, store.free_bytes) == (0, 8192)
+    assert swap.take_stats().away_bytes == 0
+    swap.close()
+
+
 def test_other_kinds_of_tensors_pass_through(tmp_path):
     sparse = torch.eye(6).to_sparse()
     weight = torch.randn(6, 3, requires_grad=True)

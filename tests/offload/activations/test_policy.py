@@ -1,6 +1,12 @@
 import pytest
 
-from offload.activations.policy import KEEP, RECOMPUTE, ActivationPolicy, parse_policy
+from offload.activations.policy import (
+    KEEP,
+    RECOMPUTE,
+    SELECTIVE,
+    ActivationPolicy,
+    parse_policy,
+)
 
 
 @pytest.mark.parametrize(
@@ -8,6 +14,7 @@ from offload.activations.policy import KEEP, RECOMPUTE, ActivationPolicy, parse_
     [
         KEEP,
         RECOMPUTE,
+        SELECTIVE,
         ActivationPolicy(kind="swap", alpha=0.25),
         ActivationPolicy(kind="swap", tier="disk"),
     ],

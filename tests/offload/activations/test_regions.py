@@ -57,6 +57,28 @@ def test_rows_that_round_alike_are_recomputed_alone_and_once(tmp_path):
         assert rows_seen == [(0, 192), (96, 192)]
 
 
+def test_recomputation_ends_with_the_last_tensor_that_is_wanted(tmp_path):
+    """What follows it, a sum over ranks for instance, would have all ranks take part."""
+    ends = []
+
+    def fn(rows, x_TD):
+        y_TD = (x_TD * 2.0).exp()
+        ends.append(rows.stop - rows.start)
+        return y_TD * 3.0
+
+    x = torch.randn(192, 200, requires_grad=True)
+    expected = torch.autograd.grad(fn(slice(0, 192), x).sum(), x)[0]
+    with open_swap("host", tmp_path) as swap:
+        check = RowCheck()
+        for _ in range(2):
+            ends.clear()
+            y = region(swap, fn, x, check, swapped_rows=0).forward([x])
+            swap.drain()
+            assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+            del y
+        assert ends == [192]
+
+
 def test_nothing_is_recomputed_while_all_is_in_memory(tmp_path):
     calls = []
 

@@ -101,7 +101,8 @@ def test_a_run_started_from_a_path_goes_on_with_its_own(tmp_path: Path, used: Ru
 
 def test_a_step_of_the_run_itself_is_a_return_to_it(used: RunFolder) -> None:
     one = _paths(used, 10)
-    assert decide_resume(str(one[0]), used) == Resume(kind="continue", candidates=one)
+    back = Resume(kind="continue", candidates=one, back=True)
+    assert decide_resume(str(one[0]), used) == back
 
 
 def test_find_checkpoints_of_nothing(tmp_path: Path) -> None:

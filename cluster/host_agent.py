@@ -1,0 +1,90 @@
+"""Looks at the ranks of one host from outside: what they wrote of themselves, what the system says.
+
+It reads files and process tables only, so it works while a rank is stuck, stopped or dead.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cluster.watchdog.evidence import Collective, RankEvidence, RankReading
+from cluster.watchdog.processes import process_state
+from cluster.watchdog.spy import StackDump, dump_stacks
+from comms.telemetry import records
+from comms.telemetry.reading import read_board
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One rank to look at."""
+
+    rank: int
+    host: str
+    process: int
+    """Its number on this host."""
+
+    board: str
+    """File that it writes."""
+
+
+class HostAgent:
+    """Every method returns soon, but for `stacks`."""
+
+    def observe(self, targets: Sequence[Target]) -> dict[int, RankEvidence]:
+        """What each rank does now, by rank."""
+        return {target.rank: _evidence(target) for target in targets}
+
+    def end(self, process: int) -> None:
+        """End a process at once, also one that is stopped."""
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+    def stacks(self, processes: Sequence[int]) -> dict[int, StackDump]:
+        """Stacks of all threads, by process. Takes seconds for each."""
+        return {process: dump_stacks(process) for process in processes}
+
+    def remove(self, folder: str) -> None:
+        """Delete what a run kept in this host's memory."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _evidence(target: Target) -> RankEvidence:
+    return RankEvidence(
+        rank=target.rank,
+        host=target.host,
+        process=process_state(target.process),
+        reading=_reading(target),
+        read_s=time.monotonic(),
+    )
+
+
+def _reading(target: Target) -> RankReading | None:
+    try:
+        own = read_board(Path(target.board))
+    except (OSError, ValueError):
+        return None  # Not there yet.
+    # Of an earlier process of this rank: the present one has not begun to write.
+    return reading_of(own) if own.pid == target.process else None
+
+
+def reading_of(own: records.RankReading) -> RankReading:
+    """A board's content in the watchdog's words."""
+    plain = {field.name: getattr(own, field.name) for field in fields(own)}
+    return RankReading(
+        **{
+            **plain,
+            "pending": tuple(map(_collective, own.pending)),
+            "recent": tuple(map(_collective, own.recent)),
+        }
+    )
+
+
+def _collective(own: records.CollectiveRecord) -> Collective:
+    values: dict[str, Any] = {field.name: getattr(own, field.name) for field in fields(own)}
+    return Collective(**values)

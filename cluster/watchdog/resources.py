@@ -1,0 +1,122 @@
+"""Memory that will run out, and batches that come too late.
+
+Pure. Guarantees, each asserted in tests/cluster/watchdog/test_resources.py:
+- memory of a host that will be full within the horizon is said once per quarter of the horizon;
+- batches are late when waiting for them took a large part of nearly all steps of the window, and
+  much more than it did; a run that always waited for its data is not at fault.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+
+from cluster.host_memory import slope_alarm
+from cluster.watchdog.config import WatchdogConfig
+from cluster.watchdog.evidence import HostMemory
+from cluster.watchdog.finding import Finding
+from cluster.watchdog.steps import RankStep
+
+LATE_SHARE = 0.3
+"""Of a step."""
+
+_OVER_USUAL = 3.0
+_OF_WINDOW = 0.8
+_SAMPLES = 48
+_LEAST_SAMPLES = 24
+_JUDGED_EVERY = 8
+_USUAL_STEPS = 128
+
+
+class HostMemories:
+    """Memory of each host over steps. Feed it each step."""
+
+    def __init__(self, horizon_steps: int) -> None:
+        self._horizon_steps = horizon_steps
+        self._samples: dict[str, deque[tuple[int, int]]] = {}
+        self._quiet_until: dict[str, int] = {}
+        self._unjudged: dict[str, int] = {}
+
+    def add(self, step: int, memory: Mapping[str, HostMemory]) -> list[Finding]:
+        """What this step says."""
+        found = []
+        for host, own in memory.items():
+            samples = self._samples.setdefault(host, deque(maxlen=_SAMPLES))
+            samples.append((step, own.used_bytes))
+            self._unjudged[host] = self._unjudged.get(host, 0) + 1
+            if len(samples) < _LEAST_SAMPLES or self._unjudged[host] < _JUDGED_EVERY:
+                continue
+            self._unjudged[host] = 0
+            if step < self._quiet_until.get(host, 0):
+                continue
+            alarm = slope_alarm(
+                list(samples), capacity_bytes=own.total_bytes, horizon_steps=self._horizon_steps
+            )
+            if alarm:
+                self._quiet_until[host] = step + max(1, self._horizon_steps // 4)
+                found.append(_memory(host, step, alarm))
+        return found
+
+
+class LateData:
+    """Waiting for batches. Feed it each step."""
+
+    def __init__(self, config: WatchdogConfig) -> None:
+        self._window_steps = config.window_steps
+        self._late: dict[int, deque[bool]] = {}
+        self._usual: dict[int, deque[float]] = {}
+        self._step_s = 0.0
+
+    def add(self, ranks: Mapping[int, RankStep]) -> None:
+        """Remember one step."""
+        self._step_s = median(own.duration_s for own in ranks.values())
+        for rank, own in ranks.items():
+            if own.data_s is None:
+                continue
+            share = own.data_s / max(own.duration_s, 1e-9)
+            usual = self._usual.setdefault(rank, deque(maxlen=_USUAL_STEPS))
+            known = len(usual) >= self._window_steps
+            late = known and share > max(LATE_SHARE, _OVER_USUAL * median(usual))
+            self._late.setdefault(rank, deque(maxlen=self._window_steps)).append(late)
+            if not late:
+                usual.append(share)
+
+    def findings(self, hosts: Mapping[int, str], step: int) -> list[Finding]:
+        """One, naming the rank whose batches are late in most steps."""
+        late = {
+            rank: sum(own)
+            for rank, own in self._late.items()
+            if sum(own) >= _OF_WINDOW * self._window_steps
+        }
+        if not late:
+            return []
+        rank = max(late, key=lambda rank: (late[rank], -rank))
+        ranks = sorted(late)
+        return [
+            Finding(
+                kind="data",
+                cause="slow-data",
+                rank=rank,
+                host=hosts[rank],
+                phase="data",
+                step=step,
+                detected_after_s=self._window_steps * self._step_s,
+                confidence=0.9 if len(ranks) == 1 else 0.5,
+                evidence=(
+                    f"ranks {ranks} waited for their batch for over {LATE_SHARE:.0%} of the step "
+                    f"in {late[rank]} of the last {self._window_steps} steps",
+                ),
+                may_heal=True,
+            )
+        ]
+
+
+def _memory(host: str, step: int, alarm: str) -> Finding:
+    return Finding(
+        kind="memory",
+        cause="memory-slope",
+        host=host,
+        step=step,
+        detected_after_s=0.0,
+        confidence=0.8,
+        evidence=(f"host memory of {host}: {alarm}",),
+    )

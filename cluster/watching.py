@@ -1,0 +1,170 @@
+"""Watch the ranks of one generation from outside, and act on what the watchdog finds."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.agents import Agents
+from cluster.failure import Failure
+from cluster.host_agent import Target
+from cluster.reading import Place
+from cluster.view import RunView
+from cluster.watchdog.evidence import ClusterEvidence, LossPoint, RankEvidence
+from cluster.watchdog.finding import Finding
+from cluster.watchdog.watch import Watchdog
+from trainer.errors import ExitCode
+from trainer.run_folder import append_event
+
+_HEALING_S = 20.0
+"""What may pass by itself, and blames no single rank, is given this long."""
+
+_EVENTS = {
+    "slow-compute": "straggler",
+    "slow-data": "straggler",
+    "slow-link": "link_slow",
+    "slow-sender": "link_slow",
+    "slow-receiver": "link_slow",
+    "slow-endpoint": "link_slow",
+    "slow-communication": "link_slow",
+    "loss-jump": "loss_spike",
+    "not-finite": "loss_not_finite",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedRank:
+    """Where to look for one rank."""
+
+    place: Place
+    process: int
+    """Its number on its host."""
+
+    board: str
+    """File in which it tells what it does."""
+
+
+class Watching:
+    """Observes when polled, a few times a second. Used by the driver's main thread."""
+
+    def __init__(
+        self,
+        watchdog: Watchdog,
+        agents: Agents,
+        *,
+        ranks: Sequence[WatchedRank],
+        view: RunView,
+        events: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._watchdog = watchdog
+        self._agents = agents
+        self._ranks = {own.place.rank: own for own in ranks}
+        self._view = view
+        self._events = events
+        self._clock = clock
+        self._targets = _by_node(ranks)
+        agents.open(list(self._targets))
+        self._seen: dict[int, RankEvidence] = {}
+        self._heard_s = dict.fromkeys(self._ranks, clock())
+        self._losses: list[LossPoint] = []
+        self._told: set[tuple[str, int | None, str | None]] = set()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A step was reported."""
+        self._losses.append(
+            LossPoint(step=record["step"], loss=record["loss"], grad_norm=record["grad_norm"])
+        )
+
+    def poll(self) -> list[Failure]:
+        """Look once. What stands still or is gone comes back as failures, its process ended; what
+        is slow is told and goes on."""
+        now_s = self._clock()
+        for found in self._agents.observe(self._targets).values():
+            self._seen.update(found)
+            self._heard_s.update(dict.fromkeys(found, now_s))
+        evidence = ClusterEvidence(
+            now_s=now_s,
+            ranks={
+                rank: replace(
+                    self._seen.get(rank, RankEvidence(rank=rank, host=own.place.host)),
+                    silent_s=now_s - self._heard_s[rank],
+                )
+                for rank, own in self._ranks.items()
+            },
+            losses=tuple(self._losses),
+        )
+        self._losses.clear()
+        self._watchdog.observe(evidence)
+        return [f for finding in self._watchdog.findings for f in self._act(finding)]
+
+    def _act(self, finding: Finding) -> list[Failure]:
+        if finding.kind not in ("lost", "hang"):
+            self._tell(finding)
+            return []
+        if finding.cause == "all-silent":
+            return []
+        if finding.may_heal and finding.rank is None and finding.cause != "host-silent":
+            self._tell(finding)
+            if finding.detected_after_s < _HEALING_S:
+                return []
+        ranks = self._blamed(finding)
+        for rank in ranks:
+            self._agents.end(self._ranks[rank].place.node_id, self._ranks[rank].process)
+        return [self._failure(finding, rank) for rank in ranks]
+
+    def _blamed(self, finding: Finding) -> list[int]:
+        """The ranks to replace; all of them where the fault lies between them."""
+        if finding.rank is not None:
+            return [finding.rank]
+        return [
+            rank
+            for rank, own in self._ranks.items()
+            if finding.host is None or own.place.host == finding.host
+        ]
+
+    def _failure(self, finding: Finding, rank: int) -> Failure:
+        place = self._ranks[rank].place
+        return Failure(
+            kind="hung" if finding.kind == "hang" else "died",
+            rank=rank,
+            host=place.host,
+            phase=finding.phase,
+            step=finding.step,
+            error=f"{finding.title}: {finding.evidence[0]}",
+            exit_code=ExitCode.INFRASTRUCTURE,
+            time_s=time.time() - finding.detected_after_s,
+            host_lost=finding.cause == "host-silent",
+        )
+
+    def _tell(self, finding: Finding) -> None:
+        """Say it once per generation."""
+        key = (finding.cause, finding.rank, finding.host)
+        if key in self._told:
+            return
+        self._told.add(key)
+        self._view.warning(f"step {finding.step}: {finding.title}: {finding.evidence[0]}")
+        append_event(
+            self._events,
+            now_s=time.time(),
+            kind=_EVENTS.get(finding.cause, finding.kind),
+            step=finding.step,
+            host=finding.host,
+            rank=finding.rank,
+            phase=finding.phase,
+            link=finding.link,
+            cause=finding.evidence[0],
+            evidence=list(finding.evidence[1:]),
+        )
+
+
+def _by_node(ranks: Sequence[WatchedRank]) -> dict[str, list[Target]]:
+    targets: defaultdict[str, list[Target]] = defaultdict(list)
+    for own in ranks:
+        place = own.place
+        targets[place.node_id].append(
+            Target(rank=place.rank, host=place.host, process=own.process, board=own.board)
+        )
+    return dict(targets)

@@ -1,0 +1,140 @@
+"""Plant a fault in a run of one's own recipe and see what comes of it.
+
+The recipe runs twice in folders of their own, each as a process of its own like any `braid run`:
+once undisturbed, once with the fault. What is judged is what the runs left in their folders.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.drills.faults import FAULTS, Target
+from cluster.drills.judge import Planted, Verdict, judge
+from trainer.config import RunConfig
+from trainer.errors import InfrastructureError, RecipeError
+from trainer.run_folder import RunFolder
+
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drill:
+    """What to do, and where."""
+
+    name: str
+    recipe: str
+    overrides: Sequence[str]
+    folder: Path
+    """Holds both runs."""
+
+    at_step: int
+    seed: int
+    """Chooses the rank."""
+
+    limit_s: float
+    """Longest time of one run."""
+
+
+def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
+    """Run both and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
+    undisturbed run fails or the fault could not be planted."""
+    if plan.name not in FAULTS:
+        raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(sorted(FAULTS))}")
+    whole = _folder(plan, "undisturbed")
+    code = _start(plan, "undisturbed").wait(plan.limit_s)
+    if code != 0:
+        raise InfrastructureError(
+            f"the undisturbed run ended with code {code}; see {whole.root} and mend that first"
+        )
+    broken = _folder(plan, plan.name)
+    planted = _disturb(plan, broken)
+    return judge(planted, _lines(broken.events), _losses(broken), _losses(whole)), broken
+
+
+def _disturb(plan: Drill, folder: RunFolder) -> Planted:
+    run = _start(plan, plan.name)
+    fault = FAULTS[plan.name]()
+    try:
+        _await_step(plan, folder, run)
+        target = _target(plan, folder, run.pid)
+        planted = Planted(
+            drill=plan.name,
+            at_s=time.time(),
+            step=_losses(folder)[-1][0],
+            rank=None if plan.name == "kill-controller" else target.rank,
+            host=target.host,
+        )
+        fault.plant(target)
+        run.wait(plan.limit_s)
+        if plan.name == "kill-controller":
+            run = _start(plan, plan.name)
+            run.wait(plan.limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise InfrastructureError(
+            f"the disturbed run has not ended after {plan.limit_s:g} s; see {folder.root}"
+        ) from error
+    finally:
+        fault.remove()
+        run.kill()
+    return planted
+
+
+def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") -> None:
+    began_s = time.monotonic()
+    while not (losses := _losses(folder)) or losses[-1][0] < plan.at_step:
+        if run.poll() is not None:
+            raise InfrastructureError(
+                f"the run ended before step {plan.at_step}, at which the fault was to come; see "
+                f"{folder.root}, or give an earlier --at-step"
+            )
+        if time.monotonic() - began_s > plan.limit_s:
+            raise subprocess.TimeoutExpired("braid run", plan.limit_s)
+        time.sleep(_POLL_S)
+
+
+def _target(plan: Drill, folder: RunFolder, driver: int) -> Target:
+    started = [event for event in _lines(folder.events) if event["kind"] == "ranks_started"]
+    chosen = random.Random(plan.seed).choice(started[-1]["ranks"])
+    return Target(
+        rank=chosen["rank"],
+        host=chosen["host"],
+        process=chosen["process"],
+        folder=folder,
+        driver=driver,
+    )
+
+
+def _folder(plan: Drill, name: str) -> RunFolder:
+    return RunFolder.of(RunConfig(name=name, dir=str(plan.folder)))
+
+
+def _start(plan: Drill, name: str) -> "subprocess.Popen[bytes]":
+    folder = _folder(plan, name)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with (folder.root / "drill.log").open("ab") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
+                *(f"run.name={name}", f"run.dir={plan.folder}"),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    # The last line may still be on its way.
+    whole = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _losses(folder: RunFolder) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in _lines(folder.metrics)]

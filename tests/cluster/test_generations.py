@@ -1,0 +1,96 @@
+"""Runs that lose processes go on, and end like an undisturbed one."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.launch import launch
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
+from tests.jobs import tiny_job
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, RunConfig, TrainConfig
+from trainer.errors import ExitCode
+from trainer.run_folder import RunFolder
+
+STEPS = 30
+
+
+def job(tmp_path: Path, name: str) -> JobConfig:
+    return tiny_job(
+        tmp_path,
+        run=RunConfig(name=name, dir=str(tmp_path / "runs")),
+        train=TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96),
+        checkpoint=CheckpointConfig(interval_steps=1),
+    )
+
+
+def losses(folder: RunFolder) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    return [event for event in found if event["kind"] == kind]
+
+
+def newest_process(folder: RunFolder, rank: int) -> int:
+    return int(events(folder, "ranks_started")[-1]["ranks"][rank]["process"])
+
+
+def when_steps(view: Any, steps: int, act: Callable[[], None]) -> threading.Thread:
+    """Do something once so many steps were shown."""
+
+    def watch() -> None:
+        while len(view.steps) < steps:
+            time.sleep(0.005)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def run(job: JobConfig, view: Any, **cluster: Any) -> ExitCode:
+    return launch(
+        job,
+        ClusterConfig(address="auto", **cluster),
+        watchdog=WatchdogConfig(),
+        recovery=RecoveryConfig(),
+        origins={},
+        recipe_text="run: {}\n",
+        view=view,
+    )
+
+
+@pytest.mark.timeout(180)
+def test_killed_ranks_are_replaced_and_nothing_is_lost(
+    local_cluster: None, tmp_path: Path, view: Any
+) -> None:
+    whole = job(tmp_path, "whole")
+    assert run(whole, view) is ExitCode.DONE
+    view.steps.clear()
+    broken = job(tmp_path, "broken")
+    folder = RunFolder.of(broken.run)
+
+    def kill(rank: int) -> Callable[[], None]:
+        return lambda: os.kill(newest_process(folder, rank), signal.SIGKILL)
+
+    threads = [when_steps(view, 5, kill(1)), when_steps(view, 15, kill(0))]
+    assert run(broken, view, spares=1) is ExitCode.DONE
+    for thread in threads:
+        thread.join()
+    assert losses(folder) == losses(RunFolder.of(whole.run))
+    assert [event["rank"] for event in events(folder, "worker_lost")] == [1, 0]
+    recovered = events(folder, "recovered")
+    assert len(recovered) == 2
+    assert all(event["lost_steps"] <= 1 for event in recovered)

@@ -1,0 +1,53 @@
+"""The guarantees of cluster/watchdog/resources.py."""
+
+import random
+
+from cluster.watchdog.config import WatchdogConfig
+from cluster.watchdog.evidence import HostMemory
+from cluster.watchdog.resources import HostMemories, LateData
+from tests.cluster.watchdog.given import HOSTS, rank_step
+
+GIB = 1024**3
+
+
+def memory(growth_gib, *, steps=200, noise_gib=0.3):
+    memories, chance = HostMemories(500), random.Random(0)
+    found = []
+    for step in range(steps):
+        used_gib = 20 + growth_gib * step + chance.gauss(0, noise_gib)
+        own = HostMemory(used_bytes=int(used_gib * GIB), total_bytes=64 * GIB)
+        found += memories.add(step, {"a": own})
+    return found
+
+
+def late(share_of, *, steps=60):
+    """`share_of(step, rank)` of each step of 1 s is waiting for data."""
+    data = LateData(WatchdogConfig())
+    for step in range(steps):
+        data.add({r: rank_step(busy_s=0.2, data_s=share_of(step, r)) for r in range(4)})
+    return data.findings(HOSTS, steps)
+
+
+def test_growing_memory_is_said_once_per_quarter_of_the_horizon():
+    found = memory(0.1)
+    assert [finding.cause for finding in found] == ["memory-slope"] * len(found)
+    assert 1 <= len(found) <= 2
+    assert found[0].host == "a"
+
+
+def test_noisy_and_slowly_growing_memory_is_nothing():
+    assert memory(0.0) == []
+    assert memory(0.01) == []
+
+
+def test_batches_that_come_late_are_data_and_name_the_rank():
+    (finding,) = late(lambda step, rank: 0.5 if rank == 2 and step > 30 else 0.02)
+    assert (finding.kind, finding.rank, finding.host) == ("data", 2, "b")
+
+
+def test_a_run_that_always_waited_for_its_data_is_not_at_fault():
+    assert late(lambda step, rank: 0.5) == []
+
+
+def test_a_few_late_batches_are_nothing():
+    assert late(lambda step, rank: 0.6 if step % 3 == 0 else 0.02) == []

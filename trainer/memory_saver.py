@@ -1,0 +1,88 @@
+"""When snapshots are taken, and what becomes of them at the end."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comms.config import RankEnvironment
+from trainer.assembly import Assembly
+from trainer.keeping.folder import clean
+from trainer.keeping.snapshots import Snapshots
+from trainer.run_folder import append_event
+from trainer.state import copied_tensors, live_tensors
+
+Describe = Callable[[], dict[str, Any]]
+"""What the run is now, as JSON; sends nothing."""
+
+
+class MemorySaver:
+    """Takes a snapshot every few steps. All ranks call each method alike, on one thread."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots | None,
+        *,
+        interval_steps: int,
+        folder: Path,
+        assembly: Assembly,
+        describe_run: Describe,
+        environment: RankEnvironment,
+        events: Path,
+    ) -> None:
+        """`snapshots` is None where there are none; then nothing is done."""
+        self._snapshots = snapshots
+        self._interval_steps = interval_steps
+        self._folder = folder
+        self._assembly = assembly
+        self._describe_run = describe_run
+        self._environment = environment
+        self._events = events
+
+    def settle(self) -> float:
+        """Wait until the last snapshot is whole; seconds waited. Called after the last backward of
+        a step and before the vote: a step that is voted on has its predecessor in memory."""
+        return 0.0 if self._snapshots is None else self._snapshots.settle()
+
+    def save_if_due(self, step: int) -> None:
+        """Begin a snapshot of what `step` left; called when nothing will change it before the next
+        step's update."""
+        snapshots = self._snapshots
+        if snapshots is None or step % self._interval_steps:
+            return
+        if snapshots.failure is not None:
+            self._give_up(step, snapshots)
+            return
+        if snapshots.taken == 1 and self._environment.local_rank == 0:
+            # The vote since then says that the first one is whole on every rank.
+            snapshots.remove_older()
+        optimizer = self._assembly.optimizer
+        snapshots.capture(
+            step,
+            live_tensors(self._assembly.weights, optimizer),
+            self._describe_run(),
+            late=lambda: copied_tensors(optimizer),
+        )
+
+    def finish(self) -> None:
+        """Free this host's memory: called when the last checkpoint is on disk."""
+        if self._environment.local_rank == 0:
+            clean(self._folder)
+
+    def close(self) -> None:
+        """End the thread. What is in memory stays, for the next start."""
+        if self._snapshots is not None:
+            self._snapshots.close()
+
+    def _give_up(self, step: int, snapshots: Snapshots) -> None:
+        append_event(
+            self._events,
+            now_s=time.time(),
+            kind="snapshots_off",
+            step=step,
+            rank=self._environment.rank,
+            host=self._environment.host,
+            cause=snapshots.failure,
+        )
+        snapshots.close()
+        self._snapshots = None

@@ -1,0 +1,1 @@
+"""The rollout engine: many answers at once from one decoder, with the probabilities they had."""

@@ -1,0 +1,215 @@
+"""Whether a run has snapshots in memory, whether there is room for them, and whose they are."""
+
+import json
+import os
+import secrets
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from comms.config import RankEnvironment
+from comms.groups import broadcast_bytes
+from offload.host_memory import read_limits
+from trainer.assembly import Assembly
+from trainer.checkpoint.agreement import RanksFailed, agree, describe, exchange
+from trainer.checkpoint.share import Share, plan_share
+from trainer.errors import RecipeError, ResourceError
+from trainer.keeping.config import KeepingConfig
+from trainer.keeping.folder import clean, run_folder_in_memory
+from trainer.keeping.pieces import payload_bytes, place_pieces
+from trainer.keeping.record import Record, next_start, read_record, write_record
+from trainer.keeping.room import room_problem
+from trainer.keeping.slot import Owner, slot_bytes
+from trainer.keeping.snapshots import Snapshots
+from trainer.keeping.source import SnapshotSource, find_snapshots
+from trainer.run_folder import RunFolder, append_event
+from trainer.state import tensors_to_fill
+
+
+def folder_of(config: KeepingConfig, folder: RunFolder) -> Path:
+    """Where the snapshots of a run are, on every host."""
+    return run_folder_in_memory(config.dir, name=folder.root.name, run_root=folder.root)
+
+
+def find_own_snapshots(
+    config: KeepingConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+) -> list[SnapshotSource]:
+    """What earlier starts of this run left in the hosts' memory, the one to prefer first. All
+    ranks call it."""
+    if not config.every_steps:
+        return []
+    payload = b""
+    if environment.rank == 0:
+        before = read_record(folder.snapshots)
+        payload = json.dumps(None if before is None else asdict(before)).encode()
+    fields = json.loads(broadcast_bytes(payload, group=group))
+    if fields is None:
+        return []
+    record = Record(**fields)
+    try:
+        return find_snapshots(
+            folder_of(config, folder),
+            run=record.run,
+            valid_from=record.valid_from,
+            rank=environment.rank,
+            host=environment.host,
+            group=group,
+        )
+    except RanksFailed as failure:
+        raise ResourceError(f"snapshots cannot be looked for: {failure}") from failure
+
+
+def begin_start(
+    folder: RunFolder, environment: RankEnvironment, group: dist.ProcessGroup, *, forget: bool
+) -> Record:
+    """Count this start of the run in its folder. All ranks call it and get the same record."""
+    payload = b""
+    if environment.rank == 0:
+        before = read_record(folder.snapshots)
+        record = next_start(before, token=secrets.token_hex(16), forget=forget)
+        write_record(folder.snapshots, record)
+        payload = json.dumps(asdict(record)).encode()
+    return Record(**json.loads(broadcast_bytes(payload, group=group)))
+
+
+def open_snapshots(
+    config: KeepingConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    *,
+    assembly: Assembly,
+    meta: dict[str, Any],
+    forget: bool,
+) -> Snapshots | None:
+    """This rank's slots, or None where there are to be none. All ranks call it alike.
+
+    `forget` drops what earlier starts of the run left. Where the recipe asks for snapshots that
+    cannot be, raises RecipeError or ResourceError; where it leaves it open, records why not.
+    """
+    in_memory = folder_of(config, folder)
+    if not config.every_steps:
+        _forget_all(folder, environment, group, in_memory)
+        return None
+    record = begin_start(folder, environment, group, forget=forget)
+    if forget and environment.local_rank == 0:
+        clean(in_memory)
+    exchange(group, None)  # nobody makes files that a neighbour is about to delete
+    try:
+        return _open(config, in_memory, environment, group, record, assembly, meta)
+    except (RecipeError, ResourceError) as error:
+        if config.interval_steps != "auto":
+            raise
+        if environment.rank == 0:
+            append_event(
+                folder.events,
+                now_s=time.time(),
+                kind="snapshots_off",
+                step=meta["step"],
+                cause=str(error),
+            )
+        return None
+
+
+def _forget_all(
+    folder: RunFolder, environment: RankEnvironment, group: dist.ProcessGroup, in_memory: Path
+) -> None:
+    """A run that makes no more snapshots must not be overtaken later by its old ones."""
+    if environment.rank == 0 and read_record(folder.snapshots) is not None:
+        folder.snapshots.unlink()
+    if environment.local_rank == 0:
+        clean(in_memory)
+    exchange(group, None)
+
+
+def _open(
+    config: KeepingConfig,
+    in_memory: Path,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    record: Record,
+    assembly: Assembly,
+    meta: dict[str, Any],
+) -> Snapshots:
+    if assembly.optimizer.placement == "disk":
+        raise RecipeError(
+            "keep.interval_steps: optimizer states are on disk (offload.optimizer), and a snapshot "
+            "would read all of them and hold them in memory; leave it at auto or 0, and lower "
+            "checkpoint.interval_steps instead"
+        )
+    if assembly.layout.island > 1:
+        raise RecipeError(
+            f"keep.interval_steps: with parallel.island={assembly.layout.island}, what islands "
+            "have agreed on and what is under way between them belongs to the state, and only "
+            "checkpoints keep it; leave it at auto or 0, and lower checkpoint.interval_steps "
+            "instead"
+        )
+    if assembly.replicas is not None:
+        raise RecipeError(
+            "keep.interval_steps: with comms.replica, what replicas have not sent yet belongs to "
+            "the state, and only checkpoints keep it; leave it at auto or 0, and lower "
+            "checkpoint.interval_steps instead"
+        )
+    share = plan_share(tensors_to_fill(assembly.weights, assembly.optimizer), group)
+    owner = Owner(
+        run=record.run,
+        generation=record.generation,
+        rank=environment.rank,
+        ranks=environment.world_size,
+    )
+    _require_room(config, share, environment, group)
+    made: list[Snapshots] = []
+
+    def make() -> None:
+        made.append(Snapshots(in_memory, owner, share, slots=config.slots, meta=meta))
+
+    try:
+        agree(group, "making room for snapshots", make)
+    except RanksFailed as failure:
+        for snapshots in made:
+            snapshots.close()
+            snapshots.remove()
+        raise ResourceError(
+            f"snapshots could not be set up in {config.dir}: {failure}. Make room there, name "
+            "another folder (keep.dir), or set keep.interval_steps=0 to do without"
+        ) from failure
+    return made[0]
+
+
+def _require_room(
+    config: KeepingConfig, share: Share, environment: RankEnvironment, group: dist.ProcessGroup
+) -> None:
+    """Raise ResourceError on all ranks where a host lacks the room."""
+    need_bytes = config.slots * slot_bytes(
+        description_bytes=256 * len(share.pieces),
+        payload_bytes=payload_bytes(place_pieces(share)),
+    )
+    needs = exchange(group, {"host": environment.host, "need_bytes": need_bytes})
+    here = [need["need_bytes"] for need in needs if need["host"] == environment.host]
+    problems = exchange(group, _problem(config, here))
+    found = sorted({problem for problem in problems if problem is not None})
+    if found:
+        raise ResourceError("; ".join(found))
+
+
+def _problem(config: KeepingConfig, needs_bytes: list[int]) -> str | None:
+    try:
+        room = os.statvfs(config.dir)
+        limits = read_limits()
+    except OSError as error:
+        return f"keep.dir={config.dir} cannot be used: {describe(error)}"
+    free_bytes = limits.free_bytes
+    if limits.cgroup_bytes is not None:
+        free_bytes = min(free_bytes, limits.cgroup_bytes)
+    return room_problem(
+        needs_bytes,
+        memory_bytes=free_bytes,
+        folder_bytes=room.f_bavail * room.f_frsize,
+        folder=config.dir,
+    )
