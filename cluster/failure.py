@@ -21,7 +21,14 @@ from trainer.status import Moment
 Kind = Literal["died", "raised", "silent", "hung"]
 
 _PEER_ERRORS = frozenset(
-    {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionError"}
+    {
+        "DistError",
+        "DistBackendError",
+        "DistNetworkError",
+        "DistStoreError",
+        "ConnectionError",
+        "IslandLostError",
+    }
 )
 _PEER_MESSAGES = re.compile(
     r"closed by peer|reset by peer|broken pipe|connection refused|timed out waiting"

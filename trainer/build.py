@@ -24,6 +24,7 @@ from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
+from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
 from trainer.links import open_links
@@ -63,33 +64,22 @@ def build(
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
-    islands = open_islands(config, assembly, rank=environment.rank)
-    checkpoint_group = side_group()
+    islands = open_islands(config, assembly, rank=environment.rank, recorder=recorder)
+    group = side_group()
     restored = restore(
         config.run.resume,
         folder=folder,
         environment=environment,
-        group=checkpoint_group,
+        group=group,
         assembly=assembly,
         cursor=cursor,
         islands=islands,
-        find_snapshots=lambda: find_own_snapshots(
-            config.keep, folder, environment, checkpoint_group
-        ),
+        find_snapshots=partial(find_own_snapshots, config.keep, folder, environment, group),
     )
     progress = Progress() if restored is None else restored.progress
     describe_run = describer_of(assembly, environment, progress, cursor)
-    # Before the saver uses the same group from a thread of its own.
-    memory = open_memory_saver(
-        config, folder, environment, checkpoint_group, assembly, describe_run, restored
-    )
-    saver = open_saver(
-        config.checkpoint,
-        folder,
-        checkpoint_group,
-        snapshot=snapshot_of(assembly, environment, describe_run, islands),
-        events=folder.events if environment.rank == 0 else None,
-        restored=restored,
+    memory, saver = open_savers(
+        config, folder, environment, group, assembly, islands, restored, describe_run
     )
     links = open_links(environment, assembly.layout, folder, step=progress.step)
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
@@ -188,6 +178,30 @@ def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
         expert_groups=layout.data_ranks // layout.ep,
         loan_rows=agreed.item(),
     )
+
+
+def open_savers(
+    config: JobConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    islands: Islands | None,
+    restored: Restored | None,
+    describe_run: Describe,
+) -> tuple[MemorySaver, Saver]:
+    """What takes snapshots in memory, and what writes checkpoints."""
+    # Before the saver uses the same group from a thread of its own.
+    memory = open_memory_saver(config, folder, environment, group, assembly, describe_run, restored)
+    saver = open_saver(
+        config.checkpoint,
+        folder,
+        group,
+        snapshot=snapshot_of(assembly, environment, describe_run, islands),
+        events=folder.events if environment.rank == 0 else None,
+        restored=restored,
+    )
+    return memory, saver
 
 
 def open_memory_saver(

@@ -85,21 +85,7 @@ def vote(
     Raises RuntimeError where ranks are not at the same step: then their collectives no longer
     belong together, and nothing computed since can be trusted.
     """
-    scalars = torch.tensor(
-        [
-            ballot.loss_sum,
-            ballot.aux_sum,
-            ballot.squared_norm,
-            float(ballot.stop),
-            float(ballot.save),
-            float(ballot.step),
-            float(ballot.step) ** 2,
-            ballot.dropped,
-            float(ballot.heard_stop),
-            float(ballot.heard_save),
-        ],
-        dtype=torch.float64,
-    )
+    scalars = _scalars(ballot)
     health = torch.zeros(world_size, dtype=torch.float64)
     # The gradients are sums already: one rank's NaN is in everybody's norm, but in its loss alone.
     health[rank] = 0.0 if math.isfinite(ballot.loss_sum + ballot.aux_sum) else 1.0
@@ -133,4 +119,22 @@ def vote(
         bad_ranks=tuple(
             first_rank + r for r in range(world_size) if urn[scalar_count + r].item() > 0
         ),
+    )
+
+
+def _scalars(ballot: Ballot) -> Tensor:
+    return torch.tensor(
+        [
+            ballot.loss_sum,
+            ballot.aux_sum,
+            ballot.squared_norm,
+            float(ballot.stop),
+            float(ballot.save),
+            float(ballot.step),
+            float(ballot.step) ** 2,
+            ballot.dropped,
+            float(ballot.heard_stop),
+            float(ballot.heard_save),
+        ],
+        dtype=torch.float64,
     )

@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from cluster.failure import Failure, Kind, failure_of, first_failure, only_echoes
+from comms.outer.link import IslandLostError
 from trainer.errors import DataError, ExitCode, InfrastructureError
 from trainer.status import Moment
 
@@ -84,6 +85,7 @@ def test_exit_code_of_foreign_errors(error: BaseException, code: ExitCode) -> No
         RuntimeError("Timed out waiting 60000ms for recv operation to complete"),
         ConnectionResetError("reset"),
         type("DistBackendError", (RuntimeError,), {})("NCCL error"),
+        IslandLostError("an island is out of reach"),
     ],
 )
 def test_lost_connections_are_echoes(error: Exception) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig, RankEnvironment
 from parallel.config import ParallelConfig
 from tests.jobs import start_ranks, tiny_job, train_on_ranks
@@ -129,8 +130,9 @@ def _losses_from(config, step: int) -> list[float]:
     return [r["loss"] for r in _lines(RunFolder.of(config.run).metrics) if r["step"] >= step]
 
 
-def _poisoned(rank: int, config: JobConfig) -> list[bool]:
-    """Whether each step was made, where the weights of rank 1 are not finite in the second."""
+def _poisoned(rank: int, config: JobConfig) -> tuple[list[bool], int]:
+    """Whether each step was made, where the weights of rank 1 are not finite in the second; and the
+    updates that a resumed optimizer knows of."""
     folder = RunFolder.of(config.run)
     tokenizer = prepare_tokenizer(config.data, None)
     listeners = Listeners(
@@ -157,14 +159,16 @@ def _poisoned(rank: int, config: JobConfig) -> list[bool]:
                 if step == 2 and rank == 1:
                     weight.copy_(kept)
             publish_rest(job)
-    return commits
+            job.saver.finish(6)
+        with closing(build(config, environment, **parts)) as job:
+            return commits, job.assembly.optimizer.updates
 
 
 @pytest.mark.timeout(120)
 def test_a_step_that_is_not_finite_is_skipped_on_its_own_island_alone(tmp_path):
     config = _streaming(tmp_path)
-    commits = run_on_ranks(2, _poisoned, config)
-    assert commits == [[True] * 6, [True, False, *[True] * 4]]
+    found = run_on_ranks(2, _poisoned, config)
+    assert found == [([True] * 6, 6), ([True, False, *[True] * 4], 5)]
     skipped = [r["skipped"] for r in _lines(RunFolder.of(config.run).metrics)]
     assert skipped == [False, True, False, False, False, False]
     assert [(e["island"], e["step"]) for e in _events(config, "numeric_fault")] == [(1, 2)]
@@ -208,3 +212,39 @@ def test_islands_train_alike_however_their_ranks_share_the_model(tmp_path):
         assert outcome.step == 3 * number
         assert set(reports[-1].plan.rounds[0].group_of(0).ranks) <= {0, 1}
     assert _losses(config) == pytest.approx(_losses(whole), rel=2e-5)
+
+
+@pytest.mark.timeout(240)
+def test_what_replicas_of_an_island_have_not_sent_goes_on_with_it(tmp_path):
+    compressed = ReplicaConfig(method="econtrol", ratio=0.05, dense_below=100)
+    config = _streaming(
+        tmp_path,
+        parallel=ParallelConfig(island=2, replica=2),
+        comms=replace(STREAM, replica=compressed),
+    )
+    whole = _named(config, "whole")
+    _, reports = train_on_ranks(whole, 4)
+    for report in reports:
+        assert report.exchanged.sent_bytes == report.plan.replica_bytes
+    assert reports[-1].exchanged.error_norm > 0
+    assert reports[-1].loss < reports[0].loss
+    assert train_on_ranks(config, 4, stop_after=1)[0].step == 3
+    assert train_on_ranks(config, 4)[0].step == 9
+    assert _losses(config) == _losses(whole)
+    assert not _events(config, "compression_reset")
+    off = _events(config, "snapshots_off")
+    assert ["parallel.island=2" in e["cause"] for e in off] == [True, True]
+
+    # One island of as many replicas goes on with what the first one had not sent.
+    stopped = str(RunFolder.of(whole.run).checkpoints / "step-00000009")
+    alone = replace(
+        _named(config, "alone", resume=stopped),
+        parallel=ParallelConfig(replica=2),
+        comms=CommsConfig(replica=compressed),
+        train=replace(config.train, steps=10),
+    )
+    outcome, (report,) = train_on_ranks(alone, 2)
+    assert outcome.step == 10
+    assert report.exchanged.error_norm > 0
+    resets = [e["cause"] for e in _events(alone, "compression_reset")]
+    assert all("begin again" in cause for cause in resets)

@@ -21,7 +21,7 @@ from comms.outer.saved import COUNTS, FLIGHT
 from comms.outer.schedule import OuterSchedule
 from parallel.layout import Layout
 from trainer.errors import InfrastructureError
-from trainer.islands.news import LAG_STEPS, NEWS_BYTES, News, Newswire
+from trainer.islands.news import LAG_STEPS, News, Newswire
 from trainer.islands.saved import fresh_state
 from trainer.metrics import StepReport
 
@@ -63,13 +63,12 @@ class Islands:
         not take part, which hear of it in the vote."""
         if self.wire is None:
             return False, False
-        with self._reachable(step), self.ledger.waiting():
+        with self._reachable(step):
             return self.wire.asked(step)
 
     def tell(self, news: News) -> None:
         """Let the others know of this island's step."""
         if self.wire is not None:
-            self.ledger.sent("island", "news", NEWS_BYTES * (self.layout.island - 1))
             self.wire.tell(news)
 
     def exchange(self, step: int) -> Merged | None:

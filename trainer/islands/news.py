@@ -17,6 +17,7 @@ from dataclasses import astuple, dataclass
 import torch
 import torch.distributed as dist
 
+from comms.ledger import Ledger
 from comms.outer.link import IslandLostError
 
 LAG_STEPS = 2
@@ -40,28 +41,45 @@ class News:
     save: float
 
 
+@dataclass(frozen=True)
+class _Told:
+    news: Future[tuple[News, ...]]
+    token: int
+    """Of the collective, in the ledger."""
+
+
 class Newswire:
     """Carries news between the first ranks of all islands, on a thread of its own.
 
     They all tell every step, in order. `group` carries CPU tensors and is used by nothing else.
+    `ledger` counts what is sent, and waiting for others.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, ledger: Ledger | None = None) -> None:
         self._group = group
+        self._ledger = Ledger() if ledger is None else ledger
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="news")
-        self._told: dict[int, Future[tuple[News, ...]]] = {}
+        self._told: dict[int, _Told] = {}
         self._saved_at = -LAG_STEPS
 
     def tell(self, news: News) -> None:
         """Send this island's news of a step; returns at once."""
-        self._told[int(news.step)] = self._thread.submit(self._carry, news)
+        sent_bytes = NEWS_BYTES * (self._group.size() - 1)
+        token = self._ledger.begin("island", "news", sent_bytes, self._group)
+        carried = self._thread.submit(self._carry, news, token)
+        self._told[int(news.step)] = _Told(carried, token)
 
     def hear(self, step: int) -> tuple[News, ...]:
         """All islands' news of a step that was told, in their order; waits for it.
 
         Raises IslandLostError where an island is out of reach.
         """
-        return self._told[step].result()
+        told = self._told[step]
+        if not told.news.done():
+            # Where nothing is waited for, compute of the step has not ended yet.
+            with self._ledger.waiting(told.token):
+                told.news.result()
+        return told.news.result()
 
     def asked(self, step: int) -> tuple[bool, bool]:
         """Whether any island asked, `LAG_STEPS` before `step`, to stop and to save. Called in every
@@ -81,13 +99,14 @@ class Newswire:
         """End the thread, once what was told is sent."""
         self._thread.shutdown()
 
-    def _carry(self, news: News) -> tuple[News, ...]:
+    def _carry(self, news: News, token: int) -> tuple[News, ...]:
         own_N = torch.tensor(astuple(news), dtype=torch.float64)
         rows_N = [torch.empty_like(own_N) for _ in range(self._group.size())]
         try:
             dist.all_gather(rows_N, own_N, group=self._group)
         except RuntimeError as error:
             raise IslandLostError("an island is out of reach") from error
+        self._ledger.ended(token)
         rows = tuple(News(*row_N.tolist()) for row_N in rows_N)
         _require_same_step(rows)
         return rows

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from comms.ledger import Ledger
 from comms.outer.diloco import StreamingDiloco
 from comms.outer.schedule import split_parameters
+from comms.telemetry.recorder import Recorder
 from trainer.assembly import Assembly
 from trainer.config import JobConfig
 from trainer.errors import RecipeError
@@ -21,10 +22,12 @@ _BLOCK = re.compile(r"layers\.\d+(?=\.)")
 _PROBE_BYTES = 1 << 18
 
 
-def open_islands(config: JobConfig, assembly: Assembly, *, rank: int) -> Islands | None:
+def open_islands(
+    config: JobConfig, assembly: Assembly, *, rank: int, recorder: Recorder | None = None
+) -> Islands | None:
     """What this rank exchanges with the other islands; None where there are none. All ranks call
-    it, with weights that are filled alike. Raises RecipeError where the exchanges do not fit the
-    model."""
+    it, with weights that are filled alike. With `recorder`, whom this rank waits for can be read
+    from outside. Raises RecipeError where the exchanges do not fit the model."""
     layout = assembly.layout
     if layout.island == 1:
         return None
@@ -43,7 +46,7 @@ def open_islands(config: JobConfig, assembly: Assembly, *, rank: int) -> Islands
             "that a rank has; choose fewer, or auto"
         )
     groups = make_island_groups(layout)
-    ledger = Ledger()
+    ledger = Ledger(recorder=recorder)
     fragments = split_parameters(parameters, blocks, schedule.fragments)
     outer = StreamingDiloco(
         fragments,
@@ -60,7 +63,7 @@ def open_islands(config: JobConfig, assembly: Assembly, *, rank: int) -> Islands
         outer=outer,
         schedule=schedule,
         fragments=fragments,
-        wire=None if groups.firsts is None else Newswire(groups.firsts),
+        wire=None if groups.firsts is None else Newswire(groups.firsts, ledger),
         ledger=ledger,
         bytes_per_s=rate,
     )

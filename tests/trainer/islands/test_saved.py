@@ -15,6 +15,7 @@ from trainer.islands.saved import (
     outer_slots,
     outer_tensors,
     own_name,
+    own_prefix,
     passed_over,
 )
 
@@ -78,15 +79,20 @@ def test_islands_go_on_where_they_were_and_others_from_what_all_agreed_on():
     for (stored, now), (kind, wanted) in cases.items():
         assert kind_of(stored, now) == kind
         assert tuple(own_name(name, kind, 2) for name in names) == wanted
+        # What replicas had not sent goes with the moments.
+        assert own_prefix(kind, 2) == wanted[1].removesuffix(names[1])
 
 
 def test_only_what_belongs_to_others_is_passed_over():
     assert not any(map(passed_over("alone"), ("model.w", "optim.w", "island0/model.w")))
     assert not any(map(passed_over("spread"), ("model.w", "optim.w")))
+    assert all(passed_over(kind)("comms.replica.0.error.w") for kind in ("alone", "spread"))
     same = passed_over("same")
     assert same("model.buffer")
     assert not same("island0/model.buffer")
     assert not same("outer.momentum.w")
+    assert same("island1/comms.replica.0.error.w")
+    assert not same("island1/optim.exp_avg.comms.w")
     gathered = passed_over("gathered")
     assert gathered("island1/model.w")
     assert gathered("outer.momentum.w")
