@@ -43,6 +43,8 @@ class Incidents:
             rank=failure.rank,
             phase=failure.phase,
             cause=failure.error,
+            detected_s=failure.detected_s,
+            evidence=list(failure.evidence),
         )
         return fault
 
