@@ -1,6 +1,7 @@
 """One agent per host of a run; the driver's own host needs no process for it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -9,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.host_agent import HostAgent, Target
 from cluster.watchdog.evidence import RankEvidence
+from cluster.watchdog.spy import StackDump
 
 
 class Agents:
@@ -53,6 +55,23 @@ class Agents:
             except RayError:
                 # The host will be found silent; a new agent is started with the next ranks there.
                 self._actors.pop(node, None)
+        return found
+
+    def stacks(
+        self, targets: Mapping[str, Sequence[Target]], *, limit_s: float
+    ) -> dict[int, StackDump]:
+        """Stacks of all ranks, as far as they come within about `limit_s`."""
+        asked = {
+            self._actors[node].stacks.remote(ranks, limit_s): node
+            for node, ranks in targets.items()
+            if node in self._actors
+        }
+        found = self._here.stacks(targets.get(self._own_node, ()), limit_s)
+        if asked:
+            done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=limit_s)
+            for ref in done:
+                with suppress(RayError):
+                    found.update(ray.get(ref))
         return found
 
     def end(self, node: str, process: int) -> None:

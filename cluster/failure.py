@@ -61,6 +61,12 @@ class Failure:
     last_lines: tuple[str, ...] = ()
     """End of the process's log."""
 
+    detected_s: float | None = None
+    """From the first sign of it until it was found; None where that is not known."""
+
+    evidence: tuple[str, ...] = ()
+    """What else speaks for it, a sentence each."""
+
     host_lost: bool = False
     """Whether its whole host is gone."""
 

@@ -159,7 +159,8 @@ class Generations:
         cause = first_failure(failures)
         if not worth_a_restart(cause):
             raise WorkersFailed(failures)
-        self.incidents.fault(cause)
+        also = [f for f in failures if f.rank != cause.rank and f.kind in ("died", "hung")]
+        self.incidents.fault(cause, also)
         faults, allowance = self.incidents.faults, self.means.allowance
         refused = refusal(faults, allowance)
         if refused:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,9 +46,17 @@ class HostAgent:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
-    def stacks(self, processes: Sequence[int]) -> dict[int, StackDump]:
-        """Stacks of all threads, by process. Takes seconds for each."""
-        return {process: dump_stacks(process) for process in processes}
+    def stacks(self, targets: Sequence[Target], limit_s: float) -> dict[int, StackDump]:
+        """Stacks of all threads, by rank, taken side by side within about `limit_s`. Python's
+        frames alone: native ones take seconds, and training waits for the end of this."""
+
+        def dump(target: Target) -> StackDump:
+            return dump_stacks(target.process, native=False, limit_s=limit_s)
+
+        with ThreadPoolExecutor(max_workers=max(1, len(targets))) as pool:
+            return dict(
+                zip((target.rank for target in targets), pool.map(dump, targets), strict=True)
+            )
 
     def remove(self, folder: str) -> None:
         """Delete what a run kept in this host's memory."""

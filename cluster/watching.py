@@ -14,12 +14,16 @@ from cluster.reading import Place
 from cluster.view import RunView
 from cluster.watchdog.evidence import ClusterEvidence, LossPoint, RankEvidence
 from cluster.watchdog.finding import Finding
+from cluster.watchdog.stacks import sentences
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import ExitCode
 from trainer.run_folder import append_event
 
 _HEALING_S = 20.0
 """What may pass by itself, and blames no single rank, is given this long."""
+
+_STACKS_S = 1.5
+"""Longest time to look at the stacks of ranks that hang; they are ended after it."""
 
 _EVENTS = {
     "slow-compute": "straggler",
@@ -110,10 +114,27 @@ class Watching:
             self._tell(finding)
             if finding.detected_after_s < _HEALING_S:
                 return []
+        evidence = finding.evidence[1:]
+        if finding.kind == "hang":
+            # Before anybody is ended: a process that is gone has no stack.
+            evidence += self._stacks(finding)
         ranks = self._blamed(finding)
         for rank in ranks:
             self._agents.end(self._ranks[rank].place.node_id, self._ranks[rank].process)
-        return [self._failure(finding, rank) for rank in ranks]
+        return [self._failure(finding, rank, evidence) for rank in ranks]
+
+    def _stacks(self, finding: Finding) -> tuple[str, ...]:
+        """Keep the stacks of all ranks beside their logs; what they say, in sentences."""
+        dumps = self._agents.stacks(self._targets, limit_s=_STACKS_S)
+        path = self._events.parent / "logs" / f"stacks-step-{finding.step}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "\n\n".join(
+                f"rank {rank} ({dump.note})\n{dump.text}" for rank, dump in sorted(dumps.items())
+            )
+        )
+        texts = {rank: dump.text for rank, dump in dumps.items() if dump.text}
+        return (*sentences(texts), f"all stacks are in {path}")
 
     def _blamed(self, finding: Finding) -> list[int]:
         """The ranks to replace; all of them where the fault lies between them."""
@@ -125,7 +146,7 @@ class Watching:
             if finding.host is None or own.place.host == finding.host
         ]
 
-    def _failure(self, finding: Finding, rank: int) -> Failure:
+    def _failure(self, finding: Finding, rank: int, evidence: tuple[str, ...]) -> Failure:
         place = self._ranks[rank].place
         return Failure(
             kind="hung" if finding.kind == "hang" else "died",
@@ -136,6 +157,8 @@ class Watching:
             error=f"{finding.title}: {finding.evidence[0]}",
             exit_code=ExitCode.INFRASTRUCTURE,
             time_s=time.time() - finding.detected_after_s,
+            detected_s=finding.detected_after_s,
+            evidence=evidence,
             host_lost=finding.cause == "host-silent",
         )
 

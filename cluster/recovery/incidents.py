@@ -27,23 +27,26 @@ class Incidents:
         self.faults: list[Fault] = []
         """All of them, oldest first."""
 
-    def fault(self, failure: Failure) -> Fault:
-        """Note the failure to blame. A second one before the next step belongs to the same
-        standstill, which counts from the first."""
+    def fault(self, failure: Failure, others: Sequence[Failure] = ()) -> Fault:
+        """Note the failure to blame, and `others` of the same moment. A second one before the next
+        step belongs to the same standstill, which counts from the first."""
         fault = Fault(failure=failure, at_s=self._clock(), stepped=self._stepped)
         self.faults.append(fault)
         self._stepped = False
         self._open = self._open or fault
-        append_event(
-            self._events,
-            now_s=self._now(),
-            kind=_KINDS.get(failure.kind, "worker_failed"),
-            step=failure.step,
-            host=failure.host,
-            rank=failure.rank,
-            phase=failure.phase,
-            cause=failure.error,
-        )
+        for one in (failure, *others):
+            append_event(
+                self._events,
+                now_s=self._now(),
+                kind=_KINDS.get(one.kind, "worker_failed"),
+                step=one.step,
+                host=one.host,
+                rank=one.rank,
+                phase=one.phase,
+                cause=one.error,
+                detected_s=one.detected_s,
+                evidence=list(one.evidence),
+            )
         return fault
 
     def step(self, record: dict[str, Any]) -> None:

@@ -91,8 +91,9 @@ class SlowRanks:
         host = hosts[rank]
         here = sorted(other for other in hosts if hosts[other] == host)
         waited_s = {r: own.waited_s for r, own in self._newest.items() if r != rank}
+        before = "it did before" if rank in self._past else "its peers"
         sentences = [
-            f"rank {rank} on {host} takes {ratio:.2f} times as long as its peers to compute, over "
+            f"rank {rank} on {host} takes {ratio:.2f} times as long as {before} to compute, over "
             f"the last {self._config.window_steps} steps",
         ]
         if waited_s:

@@ -21,7 +21,7 @@ from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 
-STEPS = 30
+STEPS = 60
 
 
 def job(tmp_path: Path, name: str) -> JobConfig:
@@ -47,11 +47,11 @@ def newest_process(folder: RunFolder, rank: int) -> int:
     return int(events(folder, "ranks_started")[-1]["ranks"][rank]["process"])
 
 
-def when_steps(view: Any, steps: int, act: Callable[[], None]) -> threading.Thread:
-    """Do something once so many steps were shown."""
+def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as something holds."""
 
     def watch() -> None:
-        while len(view.steps) < steps:
+        while not ready():
             time.sleep(0.005)
         act()
 
@@ -85,7 +85,10 @@ def test_killed_ranks_are_replaced_and_nothing_is_lost(
     def kill(rank: int) -> Callable[[], None]:
         return lambda: os.kill(newest_process(folder, rank), signal.SIGKILL)
 
-    threads = [when_steps(view, 5, kill(1)), when_steps(view, 15, kill(0))]
+    def recovered_once() -> bool:
+        return folder.events.exists() and bool(events(folder, "recovered"))
+
+    threads = [when(lambda: len(view.steps) >= 2, kill(1)), when(recovered_once, kill(0))]
     assert run(broken, view, spares=1) is ExitCode.DONE
     for thread in threads:
         thread.join()
