@@ -7,6 +7,8 @@ Guarantees, each asserted in tests/trainer/islands/test_news.py:
 - all islands hear the same, in the same step of theirs;
 - what one island asks for, to stop or to save, all hear of, and a save that was asked for in
   several steps before it was made is heard once;
+- whoever looks from outside sees an island wait for others only while it listens to what they have
+  not told yet;
 - an island that is out of reach is an IslandLostError.
 """
 

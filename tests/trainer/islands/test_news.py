@@ -1,11 +1,17 @@
 """The guarantees of trainer/islands/news.py, one by one."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from comms.ledger import Ledger
 from comms.outer.link import IslandLostError
+from comms.telemetry.board import Board
+from comms.telemetry.reading import read_board
+from comms.telemetry.recorder import Recorder
 from tests.ranks import run_on_ranks
 from trainer.islands.news import LAG_STEPS, News, Newswire
 
@@ -53,6 +59,35 @@ def _apart(rank: int) -> str:
         wire.hear(1 + rank)
     wire.close()
     return str(error.value)
+
+
+def _watched(rank: int, folder: Path) -> list[bool]:
+    """Whether open news is waited for, of rank 0: while it computes, and while it listens."""
+    path = folder / f"rank-{rank}"
+    recorder = Recorder(Board.create(path, rank=rank, pid=os.getpid()))
+    wire = Newswire(dist.new_group(backend="gloo"), Ledger(recorder=recorder))
+    other = folder / "rank-0"
+    awaited = []
+    if rank == 0:
+        wire.tell(_news(1))
+        awaited += [c.awaited_s is not None for c in read_board(path).pending]
+    dist.barrier()
+    if rank == 1:
+        until_s = time.perf_counter() + 30
+        while not all(c.awaited_s for c in read_board(other).pending):
+            assert time.perf_counter() < until_s
+            time.sleep(0.005)
+        awaited += [c.awaited_s is not None for c in read_board(other).pending]
+        wire.tell(_news(1))
+    wire.hear(1)
+    wire.close()
+    assert not read_board(path).pending
+    recorder.close()
+    return awaited
+
+
+def test_an_island_is_seen_to_wait_only_while_it_listens(tmp_path):
+    assert run_on_ranks(2, _watched, tmp_path) == [[False], [True]]
 
 
 def test_all_islands_hear_the_same_at_the_same_step():
