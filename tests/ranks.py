@@ -1,7 +1,9 @@
 """Run a function on several gloo ranks of this machine and get its results back."""
 
+import contextlib
 import multiprocessing
 import pickle
+import random
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +15,13 @@ from comms.config import RankEnvironment
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on right now, and that the system gives to no connection of its
+    own before it is used: those come from higher numbers."""
+    while True:
+        port = random.SystemRandom().randint(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_on_ranks(ranks: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
