@@ -10,6 +10,7 @@ Figures are tokens per second of the fastest and the median step.
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from harness import Result, options
@@ -19,9 +20,9 @@ from two_ranks import RANKS, on_two_ranks, opened_job, stepper, timed
 
 from recipes.load import load_recipe
 from trainer.config import JobConfig
+from trainer.data.batch import Batch
 from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
-from trainer.feed import StepWork
 from trainer.job import Job
 from trainer.model.decoder import Decoder
 from trainer.model.init import init_weights
@@ -29,10 +30,18 @@ from trainer.model.init import init_weights
 PEERS = ("ddp", "fsdp2")
 
 
+class ReadyMade(NamedTuple):
+    """One step's tensors of one rank."""
+
+    batches: tuple[Batch, ...]
+    num_targets: int
+    """Of the whole step."""
+
+
 class HandWritten:
     """The loop one would write without a framework."""
 
-    def __init__(self, kind: str, job: Job, works: Sequence[StepWork], config: JobConfig) -> None:
+    def __init__(self, kind: str, job: Job, works: Sequence[ReadyMade], config: JobConfig) -> None:
         model = Decoder(job.assembly.architecture)
         init_weights(model, 0)
         if kind == "ddp":
@@ -81,7 +90,7 @@ def measure(rank: int, port: int, config: JobConfig, rounds: int, steps: int, ou
             torch.save(times, out)
 
 
-def ready_made(config: JobConfig, corpus: Corpus, job: Job) -> list[StepWork]:
+def ready_made(config: JobConfig, corpus: Corpus, job: Job) -> list[ReadyMade]:
     """A few steps' tensors, as the peers get them."""
     per_step = config.train.global_batch_tokens // config.data.seq_len
     stream = TokenStream(corpus, config.data, seed=1, sequences_per_step=per_step)
@@ -91,10 +100,8 @@ def ready_made(config: JobConfig, corpus: Corpus, job: Job) -> list[StepWork]:
         plan = job.planner.choose(step, [s.num_tokens for s in sequences])
         mine = [r.sequences_of(job.environment.rank) for r in plan.rounds]
         works.append(
-            StepWork(
-                plan=plan,
+            ReadyMade(
                 batches=tuple(stream.batch([sequences[i] for i in own]) for own in mine),
-                num_tokens=sum(s.num_tokens for s in sequences),
                 num_targets=sum(s.num_targets for s in sequences),
             )
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from offload.activations.amount import choose_alpha
-from parallel.layout import Layout
+from tests.trainer.planner.planners import LENGTHS, fixed_planner
 from trainer.model.activation_size import BlockCost
 from trainer.planner.activations import (
     ActivationPlanner,
@@ -15,13 +15,9 @@ from trainer.planner.activations import (
     fullest_round_tokens,
     weigh,
 )
-from trainer.planner.batch import BatchArithmetic
 from trainer.planner.codec import decode_plan, encode_plan
-from trainer.planner.costs import AttentionShape, Hardware, ModelCost
-from trainer.planner.fixed import FixedPlanner
 from trainer.planner.plan import Terms
 
-LENGTHS = [8] * 4
 BLOCK = BlockCost(
     input_bytes=1e3, attention_bytes=1e3, other_bytes=14e3, flops=100.0, tokenwise_flops=60.0
 )
@@ -34,35 +30,8 @@ def room_of(device_bytes=10**9, *, bytes_per_s=1e12, tier_bytes=10**9, **more):
     return ActivationRoom(block=BLOCK, blocks=8, device_bytes=device_bytes, tier=tier, **more)
 
 
-def _fixed():
-    shape = AttentionShape(
-        num_heads=2, num_kv_heads=2, head_dim=4, element_bytes=4, num_layers=1, windowed=False
-    )
-    return FixedPlanner(
-        layout=Layout(replica=2),
-        arithmetic=BatchArithmetic(
-            global_batch_tokens=32, seq_len=8, max_tokens_per_device=8, data_ranks=2
-        ),
-        activation="keep",
-        model=ModelCost(
-            attention=shape,
-            parameters=1000,
-            flops_per_token=6e3,
-            sharded=False,
-            param_bytes=4,
-            reshard_after_forward=False,
-        ),
-        hardware=Hardware(
-            peak_flops_per_s=1e9,
-            flops_per_s=5e8,
-            update_parameters_per_s=1e6,
-            link_bytes_per_s=1e8,
-        ),
-    )
-
-
 def planner_of(kinds, room, share=None):
-    return ActivationPlanner(_fixed(), kinds=kinds, room=room, share=share)
+    return ActivationPlanner(fixed_planner(), kinds=kinds, room=room, share=share)
 
 
 def test_the_cheapest_that_fits_is_chosen():
@@ -117,7 +86,10 @@ def test_a_swap_without_a_tier_is_refused():
 
 @pytest.mark.parametrize("kinds", [("keep",), ("selective",), ("swap",)], ids=str)
 def test_everything_else_of_the_plan_is_the_planners(kinds):
-    plan, alone = planner_of(kinds, room_of()).choose(3, LENGTHS), _fixed().choose(3, LENGTHS)
+    plan, alone = (
+        planner_of(kinds, room_of()).choose(3, LENGTHS),
+        fixed_planner().choose(3, LENGTHS),
+    )
     assert plan.activation.startswith(kinds[0])
     assert "activations" in plan.reasons[-1]
     assert plan.predicted.compute_s >= alone.predicted.compute_s
@@ -151,7 +123,7 @@ def test_waiting_lowers_the_tiers_rate_and_only_waiting():
 
 
 def test_the_fullest_round_counts_shared_sequences_by_rank():
-    plan = _fixed().choose(1, LENGTHS)
+    plan = fixed_planner().choose(1, LENGTHS)
     assert fullest_round_tokens(plan, LENGTHS) == 8
     group = replace(plan.rounds[0].groups[0], size=2, sequences=(0, 1, 2))
     shared = replace(plan, rounds=(replace(plan.rounds[0], groups=(group,)),))
