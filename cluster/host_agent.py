@@ -10,15 +10,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cluster.watchdog.evidence import Collective, RankEvidence, RankReading
+from cluster.watchdog.evidence import RankEvidence
 from cluster.watchdog.processes import process_state
 from cluster.watchdog.spy import StackDump, dump_stacks
-from comms.telemetry import records
-from comms.telemetry.reading import read_board
+from trainer.boards import BoardError, RankReading, read_board
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +74,7 @@ def _evidence(target: Target) -> RankEvidence:
 def _reading(target: Target) -> RankReading | None:
     try:
         own = read_board(Path(target.board))
-    except (OSError, ValueError):
+    except (OSError, BoardError):
         return None  # Not there yet.
     # Of an earlier process of this rank: the present one has not begun to write.
-    return reading_of(own) if own.pid == target.process else None
-
-
-def reading_of(own: records.RankReading) -> RankReading:
-    """A board's content in the watchdog's words."""
-    plain = {field.name: getattr(own, field.name) for field in fields(own)}
-    return RankReading(
-        **{
-            **plain,
-            "pending": tuple(map(_collective, own.pending)),
-            "recent": tuple(map(_collective, own.recent)),
-        }
-    )
-
-
-def _collective(own: records.CollectiveRecord) -> Collective:
-    values: dict[str, Any] = {field.name: getattr(own, field.name) for field in fields(own)}
-    return Collective(**values)
+    return own if own.pid == target.process else None

@@ -106,6 +106,11 @@ class Ledger:
         if self.recorder is not None:
             self.recorder.begin_step(step, phase)
 
+    def begin_work(self, work: float) -> None:
+        """Record that the step's batch is there, and how much this rank has to do."""
+        if self.recorder is not None:
+            self.recorder.begin_work(work)
+
     def enter(self, phase: str) -> None:
         """Record which phase of the step, or of the run, begins."""
         if self.recorder is not None:

@@ -34,6 +34,12 @@ class StepWork:
     squared_tokens: int
     """Sum of the squared lengths of the step's sequences."""
 
+    own_tokens: float
+    """This rank's share of the input tokens of its groups."""
+
+    own_squared_tokens: float
+    """The same of the squared lengths of their sequences."""
+
     num_targets: int
     """Target tokens of this island's part of the step."""
 
@@ -93,12 +99,15 @@ class StepFeed:
         sequences = batch[self._island :: self._islands]
         plan = self._agreed_plan(step, [s.num_tokens for s in sequences])
         groups = tuple(r.group_of(self._data_rank) for r in plan.rounds)
+        shares = [(sequences[i].num_tokens, g.size) for g in groups for i in g.sequences]
         return StepWork(
             plan=plan,
             groups=groups,
             batches=tuple(self._batch(group, sequences, plan.padding) for group in groups),
             num_tokens=sum(s.num_tokens for s in batch),
             squared_tokens=sum(s.num_tokens**2 for s in batch),
+            own_tokens=sum(tokens / ranks for tokens, ranks in shares),
+            own_squared_tokens=sum(tokens**2 / ranks for tokens, ranks in shares),
             # A step of prompts alone has no target; its loss is then 0 and not 0/0.
             num_targets=max(1, sum(s.num_targets for s in sequences)),
             divisor=max(1, sum(s.num_targets for s in batch)) / self._islands,

@@ -73,6 +73,10 @@ class Rules:
     rebalance_interval_steps: int
     """Steps after which experts may change ranks; 0 for never."""
 
+    def flops(self, tokens: float, squared_tokens: float) -> float:
+        """Of forward and backward over sequences with so many tokens and squared tokens in all."""
+        return tokens * self.linear_flops_per_token + squared_tokens * self.quadratic_flops
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -57,6 +57,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     job.ledger.begin_step(step, "data")
     work = job.feed.take(step)
     data_s = time.perf_counter() - begin_s
+    job.ledger.begin_work(job.rules.flops(work.own_tokens, work.own_squared_tokens))
     seed_step(job, step)
     result = train_step(job, work)
     advance(job, work, result.verdict)
@@ -104,8 +105,7 @@ def make_report(
 ) -> StepReport:
     """Put together what the step measured."""
     verdict = result.verdict
-    flops = work.num_tokens * job.rules.linear_flops_per_token
-    flops += work.squared_tokens * job.rules.quadratic_flops
+    flops = job.rules.flops(work.num_tokens, work.squared_tokens)
     peak = job.planner.hardware.peak_flops_per_s * job.environment.world_size
     return StepReport(
         step=work.plan.step,

@@ -3,7 +3,7 @@
 Guarantee, asserted in tests/invariants/test_losses.py: both add up the same losses and gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -34,15 +34,20 @@ class Rounds(Protocol):
 class PlainRounds:
     """Rounds one after the other on a whole model."""
 
-    def __init__(self, model: Decoder, gradients: Gradients) -> None:
+    def __init__(
+        self, model: Decoder, gradients: Gradients, on_round: Callable[[int], None]
+    ) -> None:
+        """`on_round` hears of each round as it begins, counted from 0."""
         self._model = model
         self._gradients = gradients
+        self._on_round = on_round
 
     def train(
         self, batches: Sequence[Batch], sharings: Sequence[Sharing], *, divisor: float
     ) -> LossParts:
         found = []
         for number, (batch, sharing) in enumerate(zip(batches, sharings, strict=True)):
+            self._on_round(number)
             self._gradients.start_round(last=number == len(batches) - 1)
             parts = self._model(batch, sharing)
             ((parts.loss_sum + parts.aux_sum) / divisor).backward()

@@ -57,7 +57,8 @@ def spread_decoder(
     with torch.device("meta"):
         model = Decoder(architecture)
     hosts = _expert_hosts(config, meshes, ranks_per_host)
-    return _Whole(model, _parallelize(model, config, meshes, dtype, ledger, hosts, replicas))
+    spread = _parallelize(model, config, meshes, dtype, ledger, hosts, replicas)
+    return _Whole(model, spread, ledger)
 
 
 def _expert_hosts(config: JobConfig, meshes: Meshes, ranks_per_host: int) -> HostGroups | None:
@@ -128,9 +129,10 @@ def _parallelize(
 
 
 class _Whole:
-    def __init__(self, model: Decoder, spread: Spread) -> None:
+    def __init__(self, model: Decoder, spread: Spread, ledger: Ledger) -> None:
         self._model = model
         self._spread = spread
+        self._ledger = ledger
         self.weights = Weights(model, [spread])
 
     def allocate(self, device: torch.device) -> None:
@@ -138,7 +140,7 @@ class _Whole:
 
     def start(self) -> tuple[Gradients, Rounds]:
         gradients = self._spread.gradients()
-        return gradients, PlainRounds(self._model, gradients)
+        return gradients, PlainRounds(self._model, gradients, self._ledger.begin_round)
 
 
 class _Staged:

@@ -137,9 +137,9 @@ class History:
         """0 before the first."""
         return median(self._steps_s) if self._steps_s else 0.0
 
-    def more_work(self, work: float | None) -> float:
+    def more_work(self, work: float) -> float:
         """How much more than usual `work` is; at least 1, since small steps pause as long."""
-        if work is None or not self._work:
+        if not work or not self._work:
             return 1.0
         return max(1.0, work / median(self._work))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
 
-from cluster.watchdog.evidence import Collective, RankReading
+from trainer.boards import CollectiveRecord, RankReading
 
 BASELINE = 16
 """Transfers before a communicator's usual time is known."""
@@ -80,8 +80,8 @@ class Delays:
     def __init__(self, window_steps: int) -> None:
         self._window_steps = window_steps
         self._seen: dict[tuple[int, str], int] = {}
-        self._newest: dict[int, Collective] = {}
-        self._open: dict[tuple[str, int], dict[int, Collective]] = {}
+        self._newest: dict[int, CollectiveRecord] = {}
+        self._open: dict[tuple[str, int], dict[int, CollectiveRecord]] = {}
         self._usual: dict[_Line, _Usual] = {}
         self._now: dict[str, list[tuple[float, float]]] = {}
         self._windows: dict[str, deque[StepDelays]] = {}
@@ -144,7 +144,7 @@ class Delays:
             if name == communicator and len(usual.doubtful) >= BASELINE:
                 usual.adopt()
 
-    def _gather(self, rank: int, done: Collective, members: Iterable[int]) -> None:
+    def _gather(self, rank: int, done: CollectiveRecord, members: Iterable[int]) -> None:
         together = self._open.setdefault((done.communicator, done.sequence), {})
         together[rank] = done
         if len(together) < len(tuple(members)):

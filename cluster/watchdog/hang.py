@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.watchdog.deadlines import Deadlines, History
-from cluster.watchdog.evidence import ClusterEvidence, RankEvidence, RankReading
+from cluster.watchdog.evidence import ClusterEvidence, RankEvidence
 from cluster.watchdog.finding import Cause, Finding, Kind
 from cluster.watchdog.phases import DATA, ENDED, IN_STEP, STORAGE
 from cluster.watchdog.tracks import Track
 from cluster.watchdog.transfers import stuck_transfers
 from cluster.watchdog.waits import Mode, Wait, rings
+from trainer.boards import RankReading
 
 FROZEN_S = 1.5
 """A heartbeat thread that has not run for so long is held up by its process."""

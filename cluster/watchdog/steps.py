@@ -9,7 +9,7 @@ Pure. Guarantees, each asserted in tests/cluster/watchdog/test_steps.py:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.watchdog.evidence import RankReading
+from trainer.boards import RankReading
 
 _MOST = 256
 """No rank remembers more steps."""
@@ -73,7 +73,7 @@ def _step(reading: RankReading, step: int) -> RankStep | None:
         compute_s=_entry(reading.compute_s, back) or 0.0,
         waited_s=_entry(reading.waited_s, back) or 0.0,
         data_s=_entry(reading.data_s, back),
-        work=_entry(reading.work, back),
+        work=_entry(reading.work, back) or None,
     )
 
 

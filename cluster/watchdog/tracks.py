@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.watchdog.deadlines import History
-from cluster.watchdog.evidence import RankEvidence, RankReading
+from cluster.watchdog.evidence import RankEvidence
 from cluster.watchdog.phases import IN_STEP
 from cluster.watchdog.waits import Mode
+from trainer.boards import RankReading
 
 UNHEARD_S = 1.0
 """After this long without news nothing is known of what a rank does: its times stand still."""

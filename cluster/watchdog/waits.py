@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.watchdog.evidence import ClusterEvidence, Collective, RankReading
+from cluster.watchdog.evidence import ClusterEvidence
+from trainer.boards import CollectiveRecord, RankReading
 
 Mode = Literal["own", "waiting", "transfer"]
 
@@ -22,7 +23,7 @@ class Wait:
 
     rank: int
     members: tuple[int, ...]
-    collective: Collective
+    collective: CollectiveRecord
     missing: tuple[int, ...]
     """Members that have not entered it."""
 
@@ -45,7 +46,7 @@ def open_waits(readings: Mapping[int, RankReading]) -> list[Wait]:
     """The oldest pending collective of every communicator, of every rank."""
     waits: list[Wait] = []
     for rank, reading in readings.items():
-        oldest: dict[str, Collective] = {}
+        oldest: dict[str, CollectiveRecord] = {}
         for pending in reading.pending:
             known = oldest.get(pending.communicator)
             if known is None or pending.sequence < known.sequence:
@@ -55,7 +56,7 @@ def open_waits(readings: Mapping[int, RankReading]) -> list[Wait]:
 
 
 def _wait(
-    rank: int, reading: RankReading, pending: Collective, readings: Mapping[int, RankReading]
+    rank: int, reading: RankReading, pending: CollectiveRecord, readings: Mapping[int, RankReading]
 ) -> Wait:
     communicator = pending.communicator
     members = reading.members.get(communicator) or tuple(

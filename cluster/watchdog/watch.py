@@ -14,7 +14,7 @@ tests/cluster/watchdog/test_watch.py on simulated runs:
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.deadlines import Deadlines, History
 from cluster.watchdog.delays import Delays
-from cluster.watchdog.evidence import ClusterEvidence, RankReading
+from cluster.watchdog.evidence import ClusterEvidence
 from cluster.watchdog.finding import Finding, ordered
 from cluster.watchdog.hang import Standstill, hangs
 from cluster.watchdog.links import measured_links, slow_links
@@ -25,6 +25,7 @@ from cluster.watchdog.slow import SlowRanks
 from cluster.watchdog.steps import Steps
 from cluster.watchdog.tracks import Track
 from cluster.watchdog.waits import current, modes, open_waits
+from trainer.boards import RankReading
 
 
 class Watchdog:

@@ -116,18 +116,27 @@ class Board:
         self._cells[self._counter_cell + layout.UNRECORDED] += 1
 
     def set_state(
-        self, *, generation: int, phase: int, step: int, round_: int, since_s: float
+        self, *, generation: int, phase: int, step: int, round_: int, since_s: float, work: float
     ) -> None:
         """Write where the rank is, over the older of two copies."""
         serial = next(self._states)
-        body = layout.STATE.pack(serial, generation, phase, step, round_, since_s)
+        body = layout.STATE.pack(serial, generation, phase, step, round_, since_s, work)
         self._write(self._sizes.state + serial % 2 * layout.STATE_STRIDE, layout.sealed(body))
 
-    def add_step(self, step: int, *, ended_s: float, compute_s: float, waited_s: float) -> None:
+    def add_step(
+        self,
+        step: int,
+        *,
+        ended_s: float,
+        compute_s: float,
+        waited_s: float,
+        data_s: float,
+        work: float,
+    ) -> None:
         """Write a step that is over, over the oldest."""
         serial = next(self._steps)
         row = serial % self._sizes.steps
-        body = layout.STEP.pack(serial, step, ended_s, compute_s, waited_s)
+        body = layout.STEP.pack(serial, step, ended_s, compute_s, waited_s, data_s, work)
         self._write(self._sizes.step_rows + row * layout.STEP_STRIDE, layout.sealed(body))
 
     def set_name(self, number: int, text: str) -> bool:

@@ -15,17 +15,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 MAGIC = b"BRAIDTLM"
-VERSION = 1
+VERSION = 2
 CELL_BYTES = 8
 
 HEADER = struct.Struct("=8sIIIIIiQ")
 """Magic, version, slots, communicators, names, steps, rank, process."""
 
-STATE = struct.Struct("=QQQQQd")
-"""Serial, generation, name of the phase, step, round, when the phase began."""
+STATE = struct.Struct("=QQQQQdd")
+"""Serial, generation, name of the phase, step, round, when the phase began, work of the step."""
 
-STEP = struct.Struct("=QQddd")
-"""Serial, step, when it ended, own compute, time waited."""
+STEP = struct.Struct("=QQddddd")
+"""Serial, step, when it ended, own compute, time waited, wait for the batch, work."""
 
 ENTRY = struct.Struct("=QQQdIHH")
 """Number, sequence, bytes, when enqueued, communicator, kind, phase."""
@@ -35,7 +35,7 @@ LENGTH = struct.Struct("=H")
 
 HEADER_STRIDE = 64
 STATE_STRIDE = 64
-STEP_STRIDE = 48
+STEP_STRIDE = 64
 ENTRY_STRIDE = 48
 NAME_STRIDE = 64
 COMMUNICATOR_STRIDE = 256

@@ -55,7 +55,7 @@ class _Reader:
             for raw, times in entries
             if (record := _record(raw, times, communicators, names)) is not None
         ]
-        _, generation, phase, step, round_, since_s = self._state()
+        _, generation, phase, step, round_, since_s, work = self._state()
         steps = self._steps()
         return RankReading(
             rank=self._rank,
@@ -77,6 +77,9 @@ class _Reader:
             step_ended_s=tuple(row[2] for row in steps),
             compute_s=tuple(row[3] for row in steps),
             waited_s=tuple(row[4] for row in steps),
+            data_s=tuple(row[5] for row in steps),
+            work=tuple(row[6] for row in steps),
+            step_work=work,
             unrecorded=self._cells(sizes.counters, layout.COUNTERS, "Q")[layout.UNRECORDED],
         )
 
@@ -120,11 +123,11 @@ class _Reader:
                 found.append((body, times[slot * TIMES : (slot + 1) * TIMES]))
         return sorted(found, key=lambda entry: layout.ENTRY.unpack(entry[0])[0])
 
-    def _state(self) -> tuple[int, int, int, int, int, float]:
+    def _state(self) -> tuple[int, int, int, int, int, float, float]:
         copies = self._rows(self._sizes.state, 2, layout.STATE_STRIDE, layout.STATE)
-        return max(copies, default=(0, 0, -1, 0, 0, 0.0))
+        return max(copies, default=(0, 0, -1, 0, 0, 0.0, 0.0))
 
-    def _steps(self) -> list[tuple[int, int, float, float, float]]:
+    def _steps(self) -> list[tuple[int, int, float, float, float, float, float]]:
         sizes = self._sizes
         return sorted(self._rows(sizes.step_rows, sizes.steps, layout.STEP_STRIDE, layout.STEP))
 

@@ -64,7 +64,8 @@ class Recorder:
         self._names: dict[str, int] = {}
         self._generation = self._step = self._round = 0
         self._phase = self._name("starting")
-        self._step_began_s = clock()
+        self._began_s = clock()
+        self._data_s = self._work = 0.0
         self._blocked_s: float | None = None
         self._write_state()
         self._board.beat(clock())
@@ -153,8 +154,17 @@ class Recorder:
     def begin_step(self, step: int, phase: str) -> None:
         """Own compute of the step is counted from here to the first wait."""
         self._step, self._round = step, 0
-        self._step_began_s, self._blocked_s = self._clock(), None
+        self._began_s, self._blocked_s = self._clock(), None
+        self._data_s = self._work = 0.0
         self.enter(phase)
+
+    def begin_work(self, work: float) -> None:
+        """The step's batch is there, and own compute is counted from here: what was before it was
+        waiting for data. `work` says how much this rank has to do; 0 where that is not known."""
+        now_s = self._clock()
+        self._data_s, self._began_s = now_s - self._began_s, now_s
+        self._work = work
+        self._write_state()
 
     def begin_round(self, number: int) -> None:
         """Say which round of the step begins."""
@@ -168,8 +178,10 @@ class Recorder:
         self._board.add_step(
             self._step,
             ended_s=now_s,
-            compute_s=blocked_s - self._step_began_s,
+            compute_s=blocked_s - self._began_s,
             waited_s=waited_s,
+            data_s=self._data_s,
+            work=self._work,
         )
 
     def meet_anew(self, generation: int) -> None:
@@ -203,6 +215,7 @@ class Recorder:
             step=self._step,
             round_=self._round,
             since_s=self._clock(),
+            work=self._work,
         )
 
     def _name(self, text: str) -> int:

@@ -5,7 +5,7 @@ between hosts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +41,13 @@ class CollectiveRecord:
     awaited_s: float | None = None
     """When this rank began to wait for it; None while compute goes on beside it."""
 
+    @property
+    def duration_s(self) -> float | None:
+        """From start (or enqueue, where no start was recorded) to end; None while it is pending."""
+        if self.ended_s is None:
+            return None
+        return self.ended_s - (self.enqueued_s if self.started_s is None else self.started_s)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankReading:
@@ -65,22 +72,37 @@ class RankReading:
     members: Mapping[str, tuple[int, ...]]
     """Per communicator, the ranks that meet in it; empty where they were too many to write."""
 
-    pending: tuple[CollectiveRecord, ...]
+    pending: tuple[CollectiveRecord, ...] = ()
     """Not ended, in the order in which they were asked for."""
 
-    recent: tuple[CollectiveRecord, ...]
+    recent: tuple[CollectiveRecord, ...] = ()
     """Ended, in the order in which they were asked for."""
 
-    steps: tuple[int, ...] = field(default=())
+    steps: tuple[int, ...] = ()
     """Numbers of the last steps."""
 
-    step_ended_s: tuple[float, ...] = field(default=())
-    compute_s: tuple[float, ...] = field(default=())
-    """From the beginning of each step to its first blocking collective: what a rank takes by
+    step_ended_s: tuple[float, ...] = ()
+    compute_s: tuple[float, ...] = ()
+    """From the arrival of each step's batch to its first blocking collective: what a rank takes by
     itself, whoever it then waits for."""
 
-    waited_s: tuple[float, ...] = field(default=())
+    waited_s: tuple[float, ...] = ()
     """Seconds of each step in which it waited for others."""
+
+    data_s: tuple[float, ...] = ()
+    """Seconds of each step in which it waited for its batch. Empty where not measured."""
+
+    work: tuple[float, ...] = ()
+    """Of each step: how much this rank had to do, in any unit that its ranks share; 0 where that is
+    not known. Empty where all steps are alike."""
+
+    step_work: float = 0.0
+    """The same of the step in progress."""
 
     unrecorded: int = 0
     """Collectives that found no room for their communicator's name."""
+
+    @property
+    def ended_step(self) -> int:
+        """Number of the last step that ended; 0 before the first."""
+        return self.steps[-1] if self.steps else 0

@@ -1,8 +1,7 @@
 """Who may import whom. Imports inside functions, under TYPE_CHECKING and through importlib count.
 
 - Packages import only what lies below them: recipes, cluster, trainer, parallel, comms; trainer
-  also takes offload. `cluster` reaches below `trainer` only for `config.py` files, and to read
-  from outside what a rank tells of itself.
+  also takes offload. `cluster` reaches below `trainer` only for `config.py` files.
 - Outside libraries stay in the packages that own them: ray and psutil in cluster, pydantic, yaml,
   typer and rich in recipes.
 - No module reaches itself through its imports.
@@ -37,10 +36,6 @@ BELOW = {
     "recipes": {"cluster", "comms", "offload", "parallel", "trainer"},
 }
 CONFIG_ONLY = {"cluster": {"comms", "offload", "parallel"}}
-READ_FROM_OUTSIDE = {
-    ("cluster", "comms.telemetry.reading"),
-    ("cluster", "comms.telemetry.records"),
-}
 LOADERS_BY_NAME = {
     "cluster/worker.py": "its work is named, so that the driver need not load torch",
     "cluster/rewards/serve.py": "reward functions are named in the recipe",
@@ -71,12 +66,6 @@ def points_down(importer: str, target: str) -> bool:
     """Whether a module of `importer`'s package may import `target`."""
     package, other = importer.split(".")[0], target.split(".")[0]
     if package == other or other in BELOW[package]:
-        return True
-    if any(
-        target == seen or target.startswith(f"{seen}.")
-        for by, seen in READ_FROM_OUTSIDE
-        if by == package
-    ):
         return True
     return other in CONFIG_ONLY.get(package, set()) and target.split(".")[-1] == "config"
 

@@ -52,6 +52,7 @@ LIGHT = (
     "comms/telemetry/records.py",
     "recipes/cli.py",
     "recipes/load.py",
+    "trainer/boards.py",
     "trainer/checkpoint/folder.py",
     "trainer/checkpoint/manifest.py",
     "trainer/checkpoint/proof.py",

@@ -4,17 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.deadlines import History
-from cluster.watchdog.evidence import (
-    ClusterEvidence,
-    Collective,
-    ProcessState,
-    RankEvidence,
-    RankReading,
-)
+from cluster.watchdog.evidence import ClusterEvidence, ProcessState, RankEvidence
 from cluster.watchdog.hang import Standstill
 from cluster.watchdog.steps import RankStep
 from cluster.watchdog.tracks import Track
 from cluster.watchdog.waits import current, modes, open_waits
+from trainer.boards import CollectiveRecord, RankReading
 
 HOSTS = {0: "a", 1: "a", 2: "b", 3: "b"}
 
@@ -28,9 +23,9 @@ def collective(
     started: bool = True,
     awaited: bool = True,
     seconds: float | None = None,
-) -> Collective:
+) -> CollectiveRecord:
     """Enqueued at 0; ended after `seconds`."""
-    return Collective(
+    return CollectiveRecord(
         communicator=communicator,
         sequence=sequence,
         kind=kind,
@@ -48,8 +43,8 @@ def reading(
     *,
     phase: str = "backward",
     last: Mapping[str, int] | None = None,
-    pending: Sequence[Collective] = (),
-    recent: Sequence[Collective] = (),
+    pending: Sequence[CollectiveRecord] = (),
+    recent: Sequence[CollectiveRecord] = (),
     members: Mapping[str, tuple[int, ...]] | None = None,
     generation: int = 0,
     steps: Sequence[int] = (),

@@ -9,18 +9,12 @@ import math
 import random
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from cluster.watchdog.evidence import (
-    ClusterEvidence,
-    Collective,
-    HostMemory,
-    LossPoint,
-    RankEvidence,
-    RankReading,
-)
+from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
 from tests.cluster.watchdog.setting import GIB, GROUPS, HOSTS, NEVER, RANKS, Setting
+from trainer.boards import CollectiveRecord, RankReading
 
 
 @dataclass
@@ -37,6 +31,10 @@ class _Rank:
 
     frozen_s: float = NEVER
     awaited: str = ""
+
+
+def _fields(reading: RankReading) -> dict[str, Any]:
+    return {one.name: getattr(reading, one.name) for one in fields(reading)}
 
 
 class Simulation:
@@ -76,7 +74,7 @@ class Simulation:
             last_sequence={},
             members={name: ranks for name, ranks in GROUPS.items() if rank in ranks},
         )
-        own.seen, own.last = dict(vars(first)), dict(vars(first))
+        own.seen, own.last = _fields(first), _fields(first)
         return own
 
     def _covered_s(self) -> float:
@@ -127,7 +125,7 @@ class Simulation:
         for own in (self.ranks[rank] for rank in members):
             last = own.last
             at_s = self._host_s(own, own.clock_s)
-            open_ = Collective(
+            open_ = CollectiveRecord(
                 communicator=name,
                 sequence=sequence,
                 kind=kind,
@@ -135,6 +133,7 @@ class Simulation:
                 phase=last["phase"],
                 enqueued_s=at_s,
                 started_s=at_s,
+                ended_s=None,
                 awaited_s=at_s,
             )
             self._put(

@@ -45,8 +45,10 @@ def test_what_is_written_is_read(tmp_path):
     _put(board, 2)
     board.beat(9.0)
     for step in range(1, 6):
-        board.set_state(generation=2, phase=1, step=step, round_=1, since_s=8.0)
-        board.add_step(step, ended_s=step, compute_s=0.1 * step, waited_s=0.01)
+        board.set_state(generation=2, phase=1, step=step, round_=1, since_s=8.0, work=7.0)
+        board.add_step(
+            step, ended_s=step, compute_s=0.1 * step, waited_s=0.01, data_s=0.02, work=10.0 * step
+        )
     found = read_board(tmp_path / "rank")
     assert (found.rank, found.pid, found.generation) == (3, 77, 2)
     assert (found.phase, found.phase_since_s, found.step, found.round) == ("backward", 8.0, 5, 1)
@@ -98,8 +100,8 @@ def test_torn_records_are_dropped_wherever_the_writer_was_cut_off(tmp_path):
     board = _board(path)
     for sequence in range(1, 9):
         _put(board, sequence)
-    board.set_state(generation=0, phase=1, step=1, round_=0, since_s=1.0)
-    board.set_state(generation=0, phase=1, step=2, round_=0, since_s=2.0)
+    board.set_state(generation=0, phase=1, step=1, round_=0, since_s=1.0, work=0.0)
+    board.set_state(generation=0, phase=1, step=2, round_=0, since_s=2.0, work=0.0)
     board.close()
     whole = path.read_bytes()
     slot = next(
@@ -197,7 +199,7 @@ def test_what_is_no_board_is_refused_by_name(tmp_path):
         read_board(path)
     header = layout.HEADER.pack(layout.MAGIC, 9, *layout.HEADER.unpack_from(whole)[2:])
     path.write_bytes(layout.sealed(header) + whole[layout.HEADER.size + 4 :])
-    with pytest.raises(BoardError, match="is of version 9, this code reads version 1"):
+    with pytest.raises(BoardError, match="is of version 9, this code reads version 2"):
         read_board(path)
 
 
@@ -225,7 +227,7 @@ def test_names_without_room_are_refused_and_long_rank_lists_left_out(tmp_path):
 def test_forgetting_drops_collectives_and_communicators_alone(tmp_path):
     board = _board(tmp_path / "rank")
     _put(board, 1)
-    board.add_step(1, ended_s=1.0, compute_s=0.5, waited_s=0.0)
+    board.add_step(1, ended_s=1.0, compute_s=0.5, waited_s=0.0, data_s=0.0, work=0.0)
     board.forget()
     reading = read_board(tmp_path / "rank")
     assert (reading.recent, reading.pending, reading.last_sequence) == ((), (), {})

@@ -125,6 +125,25 @@ def test_own_compute_of_a_step_ends_at_the_first_wait(tmp_path, group):
     recorder.close()
 
 
+def test_waiting_for_the_batch_is_neither_compute_nor_forgotten(tmp_path):
+    ticks = count(100.0)
+    recorder = _recorder(tmp_path / "a", clock=lambda: next(ticks), heartbeat_interval_s=60)
+    recorder.begin_step(1, "data")
+    began_s = next(ticks)
+    recorder.begin_work(64.0)
+    assert read_board(tmp_path / "a").step_work == 64.0
+    recorder.end_step(0.0)
+    reading = read_board(tmp_path / "a")
+    # Each look at the clock takes a second: one at the beginning, one where its phase was written.
+    assert reading.data_s == (began_s + 1 - (began_s - 2),)
+    assert reading.compute_s == (2.0,)
+    assert reading.work == (64.0,)
+    recorder.begin_step(2, "data")
+    recorder.end_step(0.0)
+    assert read_board(tmp_path / "a").work == (64.0, 0.0)
+    recorder.close()
+
+
 def test_an_exchange_of_another_thread_starts_later_than_it_is_asked_for(tmp_path, group):
     ticks = count(100.0)
     recorder = _recorder(tmp_path / "a", clock=lambda: next(ticks), heartbeat_interval_s=60)
