@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.rewards.child import pump
-from cluster.rewards.config import RewardConfig
-from cluster.rewards.outcome import Fault, RewardRequest, RewardResult
 from cluster.rewards.protocol import encode_request
 from cluster.rewards.worker import Phase, Worker, import_path
 from trainer.errors import InfrastructureError
+from trainer.rl.rewards.config import RewardConfig
+from trainer.rl.rewards.outcome import Fault, RewardRequest, RewardResult
 
 MAX_FAILED_STARTS = 3
 

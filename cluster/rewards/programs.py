@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from cluster.rewards.child import Child, pump
-from cluster.rewards.config import MIB
-from cluster.rewards.outcome import Fault, FaultKind
 from cluster.rewards.protocol import encode
 from cluster.rewards.worker import fault_of_exit, import_path
 from trainer.errors import ResourceError
+from trainer.rl.rewards.config import MIB
+from trainer.rl.rewards.outcome import Fault, FaultKind
 
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 

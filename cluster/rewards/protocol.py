@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from cluster.rewards.outcome import Fault, FaultKind, RewardRequest, RewardResult
+from trainer.rl.rewards.outcome import Fault, FaultKind, RewardRequest, RewardResult
 
 MAX_REASON_CHARACTERS = 500
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from cluster.rewards.outcome import FaultKind
 from cluster.rewards.protocol import decode_object, encode, shortened
 from cluster.rewards.sandbox import Limits, confine
+from trainer.rl.rewards.outcome import FaultKind
 
 RAISED = (
     ArithmeticError,

@@ -8,10 +8,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from cluster.rewards.child import Child
-from cluster.rewards.config import RewardConfig
-from cluster.rewards.outcome import Fault, FaultKind, RewardRequest, RewardResult
 from cluster.rewards.protocol import decode_object, encode, result_of, shortened
 from trainer.errors import BraidError, RecipeError, ResourceError
+from trainer.rl.rewards.config import RewardConfig
+from trainer.rl.rewards.outcome import Fault, FaultKind, RewardRequest, RewardResult
 
 # Own package first: a worker is useless without it.
 HOME = str(Path(__file__).resolve().parents[2])

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rewards.config import RewardConfig
 from cluster.rewards.filter import filter_program
-from cluster.rewards.outcome import FaultKind, RewardRequest
 from cluster.rewards.pool import RewardPool
 from trainer.errors import RecipeError
+from trainer.rl.rewards.config import RewardConfig
+from trainer.rl.rewards.outcome import FaultKind, RewardRequest
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or filter_program(os.uname().machine, 1) is None,

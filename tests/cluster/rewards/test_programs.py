@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from cluster.rewards.filter import filter_program
-from cluster.rewards.outcome import FaultKind
 from cluster.rewards.programs import (
     Program,
     ProgramLimits,
@@ -15,6 +14,7 @@ from cluster.rewards.programs import (
     require_confinement,
     run_programs,
 )
+from trainer.rl.rewards.outcome import FaultKind
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or filter_program(os.uname().machine, 1) is None,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cluster.rewards.outcome import FaultKind, RewardRequest
 from cluster.rewards.protocol import decode_object, encode_request, result_of, shortened
+from trainer.rl.rewards.outcome import FaultKind, RewardRequest
 
 REQUEST = RewardRequest(number=7, prompt="?", completions=["a", "b"], reference={"answer": "é"})
 

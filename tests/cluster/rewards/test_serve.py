@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from cluster.rewards.outcome import FaultKind
 from cluster.rewards.serve import call
+from trainer.rl.rewards.outcome import FaultKind
 
 REQUEST = {"prompt": "p", "completions": ["a", "bb"], "reference": {"answer": "bb"}}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.rewards.outcome import FaultKind
 from cluster.rewards.worker import HOME, fault_of_exit, import_path
+from trainer.rl.rewards.outcome import FaultKind
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.rewards.config import RewardConfig
+from trainer.rl.rewards.config import RewardConfig
 
 
 @pytest.mark.parametrize("function", ["", "rewards:score", "my.rewards:score_all"])
