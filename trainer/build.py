@@ -27,7 +27,7 @@ from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
-from trainer.links import open_links
+from trainer.links import followers_of, open_links
 from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
 from trainer.planner.batch import BatchArithmetic, batch_of
@@ -81,7 +81,10 @@ def build(
     memory, saver = open_savers(
         config, folder, environment, group, assembly, islands, restored, describe_run
     )
-    links = open_links(environment, assembly.layout, folder, step=progress.step)
+    followers = followers_of(assembly, config.parallel)
+    links = open_links(
+        environment, assembly.layout, folder, step=progress.step, followers=followers
+    )
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
     ledger.take()
     return Job(

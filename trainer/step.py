@@ -49,7 +49,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)
     job.assembly.activations.follow(work.plan.activation)
     if job.links is not None:
-        job.links.follow(work.plan, job.assembly.pool)
+        job.links.follow(work.plan)
     replicas = job.assembly.replicas
     if replicas is not None:
         replicas.choose(StepChoice.parse(work.plan.compression))

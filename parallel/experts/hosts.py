@@ -51,10 +51,12 @@ def stages_of(
     `host_of` has the host of each world rank, `close` the groups that hosts form by their links.
     """
     group_of = {host: number for number, group in enumerate(close) for host in group}
-    for key in (lambda rank: group_of[host_of[rank]], lambda rank: host_of[rank]):
+    hosts = [host_of[rank] for rank in expert_group]
+    # A host in no group is alone.
+    for labels in ([group_of.get(host, -1 - host) for host in hosts], hosts):
         parts: dict[int, list[int]] = {}
-        for place, rank in enumerate(expert_group):
-            parts.setdefault(key(rank), []).append(place)
+        for place, label in enumerate(labels):
+            parts.setdefault(label, []).append(place)
         sizes = {len(part) for part in parts.values()}
         if len(parts) > 1 and len(sizes) == 1 and sizes != {1}:
             return Hosts(tuple(tuple(part) for part in parts.values()))
