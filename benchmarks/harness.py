@@ -38,6 +38,9 @@ class Result:
     spread: dict[str, float] = field(default_factory=dict)
     """Half the interquartile distance of each ratio."""
 
+    missing: list[str] = field(default_factory=list)
+    """What a benchmark that is done in parts has still to measure."""
+
     def ratio(self, figure: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
         """Record the median ratio of paired measurements."""
         self.ratios[figure], self.spread[figure] = median_ratio(ours, theirs)
@@ -56,6 +59,8 @@ class Result:
                 print(f"  {peer} {figure}: {value:.4g}")
         for figure, value in self.ratios.items():
             print(f"  ratio {figure}: {value:.3f} ± {self.spread[figure]:.3f}")
+        if self.missing:
+            print(f"  still to measure: {', '.join(self.missing)}")
 
 
 def options(description: str | None, **defaults: int | str) -> argparse.Namespace:
