@@ -12,8 +12,8 @@ from typing import Any
 class Kept:
     """What was measured so far, one file per measurement; nothing is kept without a folder.
 
-    No measurement begins once `minutes` have passed (0: no limit): the same command goes on from
-    there. Ends the program where the folder has figures of other settings.
+    No measurement but the first begins once `minutes` have passed (0: no limit): the same command
+    goes on from there. Ends the program where the folder has figures of other settings.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class Kept:
         """Measurements that are still to be made."""
 
         self._folder = Path(folder) if folder else None
+        self._begun = False
         self._clock = clock
         self._end_s = clock() + 60 * minutes if minutes else float("inf")
         self._settings = json.loads(json.dumps(dict(settings)))
@@ -50,9 +51,10 @@ class Kept:
             if kept["settings"] != self._settings:
                 raise SystemExit(f"{file} was measured with other settings; give another --keep.")
             return kept["found"]
-        if self._clock() >= self._end_s:
+        if self._begun and self._clock() >= self._end_s:
             self.missing.append(name)
             return None
+        self._begun = True
         found = measure()
         if file is not None:
             aside = file.with_suffix(".part")

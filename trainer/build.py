@@ -24,6 +24,7 @@ from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
+from trainer.host_map import map_hosts
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
@@ -60,7 +61,10 @@ def build(
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
     ledger = Ledger(recorder=recorder)
-    assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
+    hosts = map_hosts(environment)
+    assembly = assemble(
+        config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger, hosts=hosts
+    )
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
@@ -83,7 +87,7 @@ def build(
     )
     followers = followers_of(assembly, config.parallel)
     links = open_links(
-        environment, assembly.layout, folder, step=progress.step, followers=followers
+        hosts, environment, assembly.layout, folder, step=progress.step, followers=followers
     )
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
     ledger.take()

@@ -1,37 +1,26 @@
-"""The links between the hosts of a run: measured at start, and again when they seem to have turned
-slow."""
+"""What follows the links between the hosts of a run, and when they are measured again."""
 
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import own_group
-from comms.links.map import LinkMap
 from comms.links.order import pairings
-from comms.links.probe import measure_links
-from comms.links.watch import first_topology
 from parallel.config import ParallelConfig
 from parallel.experts.dispatch import ExpertDispatch
 from parallel.experts.hosts import ExpertStages
 from parallel.layout import Layout
 from parallel.sequence.communicators import RingOrder
 from trainer.assembly import Assembly
-from trainer.checkpoint.agreement import exchange
+from trainer.host_map import MEASURE, HostMap, Measure
 from trainer.model.experts import Experts
 from trainer.planner.links import LinkWatch, advice, part_of, ring_places
 from trainer.planner.plan import StepPlan
 from trainer.run_folder import RunFolder, append_event
-
-BUDGET_S = 2.0
-"""For a measurement. Links too slow or too many for it take a little longer."""
-
-MEASURE = partial(measure_links, budget_s=BUDGET_S)
 
 
 class RingFollower(Protocol):
@@ -70,7 +59,7 @@ class HostLinks:
     rings to have a choice."""
 
     folder: RunFolder
-    measure: Callable[[dist.ProcessGroup], LinkMap]
+    measure: Measure
     _order: tuple[int, ...] = ()
     _together: tuple[tuple[int, ...], ...] = ()
 
@@ -117,40 +106,31 @@ class HostLinks:
 
 
 def open_links(
+    hosts: HostMap | None,
     environment: RankEnvironment,
     layout: Layout,
     folder: RunFolder,
     *,
     step: int,
     followers: Followers = Followers(),
-    measure: Callable[[dist.ProcessGroup], LinkMap] = MEASURE,
+    measure: Measure = MEASURE,
 ) -> HostLinks | None:
-    """Measure the links between all hosts, in some seconds; None where there is one host. All ranks
-    call it; those of a host are neighbours."""
-    # Not by their names, which may be the same everywhere.
-    told = exchange(dist.group.WORLD, [environment.host, environment.local_rank])
-    firsts = [rank for rank, (_, local_rank) in enumerate(told) if local_rank == 0]
-    if len(firsts) == 1:
+    """Follow the links between `hosts`; None where there are none. All ranks call it alike."""
+    if hosts is None:
         return None
-    host_of = tuple(bisect_right(firsts, rank) - 1 for rank in range(len(told)))
-    names = [told[first][0] for first in firsts]
-    everywhere = own_group([firsts], backend="gloo")
-    lines = [[first for first in firsts if first in ranks] for ranks in layout.islands()]
+    lines = [[first for first in hosts.firsts if first in ranks] for ranks in layout.islands()]
     inside = own_group([line for line in lines if len(line) > 1], backend="gloo")
-    begin_s = time.perf_counter()
-    links = None if everywhere is None else measure(everywhere)
-    if environment.rank == 0 and links is not None:
-        seconds = time.perf_counter() - begin_s
-        _record(links, names, layout, folder, step=step, seconds=seconds)
+    if environment.rank == 0:
+        _record(hosts, layout, folder, step=step)
     island = layout.islands()[layout.island_of(environment.rank)]
-    hosts = tuple(sorted({host_of[rank] for rank in island}))
+    own = tuple(sorted({hosts.host_of[rank] for rank in island}))
     # Two places have one ring.
-    leads = environment.rank == island[0] and len(hosts) > 2
+    leads = environment.rank == island[0] and len(own) > 2
     return HostLinks(
-        host_of=host_of,
-        hosts=hosts,
+        host_of=hosts.host_of,
+        hosts=own,
         group=inside,
-        watch=LinkWatch(part_of(links, hosts)) if leads and links is not None else None,
+        watch=LinkWatch(part_of(hosts.links, own)) if leads else None,
         followers=followers,
         folder=folder,
         measure=measure,
@@ -173,27 +153,19 @@ def followers_of(assembly: Assembly, parallel: ParallelConfig) -> Followers:
     return Followers(rings=rings, stages=ExpertStages(lines, dispatches))
 
 
-def _record(
-    links: LinkMap,
-    names: Sequence[str],
-    layout: Layout,
-    folder: RunFolder,
-    *,
-    step: int,
-    seconds: float,
-) -> None:
-    topology = first_topology(links)
+def _record(hosts: HostMap, layout: Layout, folder: RunFolder, *, step: int) -> None:
+    topology = hosts.topology
     append_event(
         folder.events,
         now_s=time.time(),
         kind="links_measured",
         step=step,
-        hosts=list(names),
-        latency_s=[list(row) for row in links.latency_s],
-        bytes_per_s=[list(row) for row in links.bytes_per_s],
+        hosts=list(hosts.names),
+        latency_s=[list(row) for row in hosts.links.latency_s],
+        bytes_per_s=[list(row) for row in hosts.links.bytes_per_s],
         ring=list(topology.ring),
         groups=[list(group) for group in topology.groups],
-        pairings=[list(pair) for pair in pairings(links)],
+        pairings=[list(pair) for pair in pairings(hosts.links)],
         advice=advice(topology.groups, layout.island),
-        seconds=seconds,
+        seconds=hosts.seconds,
     )

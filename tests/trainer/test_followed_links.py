@@ -22,6 +22,7 @@ from parallel.layout import Layout
 from parallel.replicas import open_replicas
 from tests.ranks import run_on_ranks
 from tests.trainer.planner.planners import LENGTHS, fixed_planner
+from trainer.host_map import map_hosts
 from trainer.links import Followers, open_links
 from trainer.model.experts import grouped_swiglu
 from trainer.planner.codec import decode_plan, encode_plan
@@ -60,14 +61,15 @@ def _train(rank: int, root: str, method: str, later: LinkMap) -> dict:
         [w_in, w_out], group=dist.group.WORLD, bucket_bytes=3000, ledger=ledger, exchange=lane
     )
     dispatch = ExpertDispatch(dist.group.WORLD, num_experts=EXPERTS, ledger=ledger)
-    maps = iter([_even(), later])
+    here = replace(RankEnvironment.on_this_machine(rank, 4, 0), host=f"host{rank}", local_rank=0)
     links = open_links(
-        replace(RankEnvironment.on_this_machine(rank, 4, 0), host=f"host{rank}", local_rank=0),
+        map_hosts(here, lambda group: _even()),
+        here,
         layout,
         RunFolder(Path(root)),
         step=0,
         followers=Followers(rings=[replicas], stages=ExpertStages([range(4)], [dispatch])),
-        measure=lambda group: next(maps),
+        measure=lambda group: later,
     )
     assert links is not None
     planner = None if links.watch is None else LinkedPlanner(fixed_planner(), links.watch)

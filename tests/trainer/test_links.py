@@ -9,16 +9,15 @@ import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.ledger import Ledger
-from comms.links.map import LinkMap, map_of
 from comms.links.probe import measure_links
 from parallel.layout import Layout
 from parallel.pool import open_pool
 from parallel.sequence.stretches import AttentionScheme
 from tests.ranks import run_on_ranks
+from trainer.host_map import map_hosts
 from trainer.links import Followers, open_links
 from trainer.planner.plan import StepPlan
 from trainer.run_folder import RunFolder
-
 
 QUICK = partial(measure_links, budget_s=0.2)
 
@@ -30,11 +29,13 @@ def _as_host(rank: int) -> RankEnvironment:
 def _linked(rank: int, root: str) -> dict:
     layout, folder = Layout(shard=4), RunFolder(Path(root))
     here = RankEnvironment.on_this_machine(rank, 4, 0)
-    alone = open_links(here, layout, folder, step=0)
+    alone = open_links(map_hosts(here), here, layout, folder, step=0)
     scheme = AttentionScheme(ring=4)
     pool = open_pool(layout, rank=rank, schemes=[scheme], ledger=Ledger())
+    host = _as_host(rank)
     links = open_links(
-        _as_host(rank),
+        map_hosts(host, QUICK),
+        host,
         layout,
         folder,
         step=3,
@@ -49,9 +50,8 @@ def _linked(rank: int, root: str) -> dict:
     links.follow(replace(plan, measure_links=False))
     kept = pool.attention(scheme)
     two = replace(here, local_rank=0)
-    apart = open_links(
-        two, Layout(island=2, shard=2), RunFolder(Path(root) / "two"), step=0, measure=QUICK
-    )
+    islands = Layout(island=2, shard=2)
+    apart = open_links(map_hosts(two, QUICK), two, islands, RunFolder(Path(root) / "two"), step=0)
     assert apart is not None
     dist.barrier()
     return {
