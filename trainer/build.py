@@ -86,9 +86,7 @@ def build(
         config, folder, environment, group, assembly, islands, restored, describe_run
     )
     followers = followers_of(assembly, config.parallel)
-    links = open_links(
-        hosts, environment, assembly.layout, folder, step=progress.step, followers=followers
-    )
+    links = open_links(hosts, environment, followers, assembly.layout, folder, step=progress.step)
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
     ledger.take()
     return Job(

@@ -108,11 +108,11 @@ class HostLinks:
 def open_links(
     hosts: HostMap | None,
     environment: RankEnvironment,
+    followers: Followers,
     layout: Layout,
     folder: RunFolder,
     *,
     step: int,
-    followers: Followers = Followers(),
     measure: Measure = MEASURE,
 ) -> HostLinks | None:
     """Follow the links between `hosts`; None where there are none. All ranks call it alike."""

@@ -188,6 +188,7 @@ class StepReport:
             ],
             "attention": plan.attention,
             "ring_hosts": list(plan.ring_hosts),
+            "host_groups": [list(group) for group in plan.host_groups],
             "activation": plan.activation,
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,

@@ -16,7 +16,6 @@ Guarantees, each asserted in tests/parallel/experts/test_dispatch.py:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +31,7 @@ from parallel.experts.route import Hosts
 from parallel.experts.transport import (
     Announced,
     Announcement,
+    HostGroups,
     Lane,
     StagedAnnounced,
     Transport,
@@ -100,20 +100,6 @@ class Stay:
     def weights(self, stacked: Tensor) -> Tensor:
         """All of them."""
         return stacked
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostGroups:
-    """The two stages of an expert group over several hosts, or over groups of hosts."""
-
-    inside: dist.ProcessGroup
-    """The ranks of this host, in order."""
-
-    between: dist.ProcessGroup
-    """The ranks with this rank's place in its host, in order."""
-
-    hosts: Hosts
-    """Which places of the expert group are together."""
 
 
 def _check(ranks: int, num_experts: int, hosts: HostGroups | None) -> None:

@@ -13,8 +13,9 @@ Guarantees, each asserted in tests/parallel/experts/test_hosts.py:
 from collections.abc import Sequence
 
 from comms.groups import own_group
-from parallel.experts.dispatch import ExpertDispatch, HostGroups
+from parallel.experts.dispatch import ExpertDispatch
 from parallel.experts.route import Hosts
+from parallel.experts.transport import HostGroups
 
 Members = tuple[int, ...]
 

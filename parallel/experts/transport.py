@@ -6,7 +6,7 @@ No autograd in here: the gradient of the way out is the way home, and the other 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -24,6 +24,20 @@ from parallel.experts.route import (
     staged_plan,
     transposed,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostGroups:
+    """The two stages of an expert group over several hosts, or over groups of hosts."""
+
+    inside: dist.ProcessGroup
+    """The ranks of this host, in order."""
+
+    between: dist.ProcessGroup
+    """The ranks with this rank's place in its host, in order."""
+
+    hosts: Hosts
+    """Which places of the expert group are together."""
 
 
 class Lane:

@@ -65,10 +65,10 @@ def _train(rank: int, root: str, method: str, later: LinkMap) -> dict:
     links = open_links(
         map_hosts(here, lambda group: _even()),
         here,
+        Followers(rings=[replicas], stages=ExpertStages([range(4)], [dispatch])),
         layout,
         RunFolder(Path(root)),
         step=0,
-        followers=Followers(rings=[replicas], stages=ExpertStages([range(4)], [dispatch])),
         measure=lambda group: later,
     )
     assert links is not None

@@ -29,17 +29,17 @@ def _as_host(rank: int) -> RankEnvironment:
 def _linked(rank: int, root: str) -> dict:
     layout, folder = Layout(shard=4), RunFolder(Path(root))
     here = RankEnvironment.on_this_machine(rank, 4, 0)
-    alone = open_links(map_hosts(here), here, layout, folder, step=0)
+    alone = open_links(map_hosts(here), here, Followers(), layout, folder, step=0)
     scheme = AttentionScheme(ring=4)
     pool = open_pool(layout, rank=rank, schemes=[scheme], ledger=Ledger())
     host = _as_host(rank)
     links = open_links(
         map_hosts(host, QUICK),
         host,
+        Followers(rings=[pool]),
         layout,
         folder,
         step=3,
-        followers=Followers(rings=[pool]),
         measure=QUICK,
     )
     assert links is not None
@@ -51,7 +51,8 @@ def _linked(rank: int, root: str) -> dict:
     kept = pool.attention(scheme)
     two = replace(here, local_rank=0)
     islands = Layout(island=2, shard=2)
-    apart = open_links(map_hosts(two, QUICK), two, islands, RunFolder(Path(root) / "two"), step=0)
+    folder_of_two = RunFolder(Path(root) / "two")
+    apart = open_links(map_hosts(two, QUICK), two, Followers(), islands, folder_of_two, step=0)
     assert apart is not None
     dist.barrier()
     return {
