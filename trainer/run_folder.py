@@ -57,6 +57,16 @@ class RunFolder:
         return self.root / "snapshots.json"
 
     @property
+    def rollbacks(self) -> Path:
+        """Steps that were undone and are not to be trained on again."""
+        return self.root / "rollbacks.json"
+
+    @property
+    def planted(self) -> Path:
+        """A wrong gradient that a drill asks for."""
+        return self.root / "planted.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"

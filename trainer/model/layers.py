@@ -3,7 +3,7 @@
 T tokens, D model width, V vocabulary, E experts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -77,6 +77,8 @@ class DecoderLayers(nn.Module):
         """Whether blocks are recomputed in backward instead of kept; may change every step."""
         self.swap: BlockSwap | None = None
         """Decides what of a block is kept otherwise; may change every step."""
+        self.gradient_watch: Callable[[Tensor], None] | None = None
+        """Is shown the gradient of what the first of these layers is given."""
         self.loss_chunk_tokens = 1024
         """Tokens whose logits are in memory at a time."""
         self.vocabulary: Vocabulary = WholeVocabulary()
@@ -122,6 +124,8 @@ class DecoderLayers(nn.Module):
             sequences=sequence_weights(batch, sharing.sum_over_group) if has_experts else None,
         )
         angles = rotary(self.architecture, batch.positions_T, batch.document_ends, batch.stretches)
+        if self.gradient_watch is not None and x_TD.requires_grad:
+            x_TD.register_hook(self.gradient_watch)
         stats = []
         for number, block in zip(self.layers.numbers, self.layers, strict=True):
             x_TD, block_stats = self._run(number, block, x_TD, angles, packing)

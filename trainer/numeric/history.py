@@ -29,6 +29,13 @@ _TO_SIGMA = 1.4826
 _LOSS_FLOOR = 0.01
 """Least deviation of losses, over their median."""
 
+_ALONE = 0.5
+"""So far above their median, over it, a loss is a spike whatever the gradient. Below, the gradient
+must be large as well: a rare kind of batch has a higher loss than others and the same gradient."""
+
+_NORM_SUPPORT = 2.5
+"""Deviations from which a gradient is large enough for that."""
+
 _NORM_FLOOR = 0.2
 """Least deviation of the logarithm of gradient norms, which vary by factors."""
 
@@ -61,15 +68,19 @@ def spike_cause(
     if len(history.losses) < FIRST_STEPS:
         return None
     usual = median(history.losses)
-    if _outside(loss, history.losses, floor=_LOSS_FLOOR * abs(usual), deviations=deviations):
+    norms = [math.log(norm) for norm in history.grad_norms if norm > 0.0]
+    norm = math.log(grad_norm) if grad_norm > 0.0 and len(norms) >= FIRST_STEPS else None
+    supported = norm is not None and norm - median(norms) > _NORM_SUPPORT * _sigma(
+        norms, _NORM_FLOOR
+    )
+    if (supported or loss - usual > _ALONE * abs(usual)) and _outside(
+        loss, history.losses, floor=_LOSS_FLOOR * abs(usual), deviations=deviations
+    ):
         return (
             f"loss {loss:.6g} against a median of {usual:.6g} over the last "
             f"{len(history.losses)} steps, of which the worst had {max(history.losses):.6g}"
         )
-    norms = [math.log(norm) for norm in history.grad_norms if norm > 0.0]
-    if len(norms) < FIRST_STEPS or grad_norm <= 0.0:
-        return None
-    if _outside(math.log(grad_norm), norms, floor=_NORM_FLOOR, deviations=deviations):
+    if norm is not None and _outside(norm, norms, floor=_NORM_FLOOR, deviations=deviations):
         return (
             f"gradient norm {grad_norm:.6g} against a median of "
             f"{median(history.grad_norms):.6g} over the last {len(norms)} steps, of which the "
@@ -81,8 +92,13 @@ def spike_cause(
 def _outside(value: float, recent: Sequence[float], *, floor: float, deviations: float) -> bool:
     middle = median(recent)
     above = value - middle
-    sigma = max(_TO_SIGMA * median(abs(x - middle) for x in recent), floor)
-    return above > deviations * sigma and above > _EXCURSIONS * (max(recent) - middle)
+    far = above > deviations * _sigma(recent, floor)
+    return far and above > _EXCURSIONS * (max(recent) - middle)
+
+
+def _sigma(recent: Sequence[float], floor: float) -> float:
+    middle = median(recent)
+    return max(_TO_SIGMA * median(abs(x - middle) for x in recent), floor)
 
 
 def encode(history: History) -> dict[str, str | int]:
