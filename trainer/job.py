@@ -129,6 +129,4 @@ class Job:
 def steps_to_do(progress: Progress, last: int, numeric: NumericConfig) -> Iterator[int]:
     """What is left of a run, without what is not to be trained on. A rollback changes nothing of
     it: the data goes on."""
-    return steps_left(
-        progress.step, last, rollbacks=progress.rollbacks, skipped=numeric.skip_steps
-    )
+    return steps_left(progress.step, last, rollbacks=progress.rollbacks, skipped=numeric.skip_steps)

@@ -64,9 +64,9 @@ def restore(
 
     All ranks call it. Snapshots in memory, which `find_snapshots` looks for, come before
     checkpoints of the same step; what one of the run's `rollbacks` left behind is passed over,
-    unless the user goes back on purpose. Raises RecipeError where the state does not fit the recipe,
-    DataError where none can be loaded, NumericError where the loss of the probe batch is another
-    one than when the checkpoint was written.
+    unless the user goes back on purpose. Raises RecipeError where the state does not fit the
+    recipe, DataError where none can be loaded, NumericError where the loss of the probe batch is
+    another one than when the checkpoint was written.
     """
     decision = _agreed_decision(mode, folder, environment, group)
     newest = _takes_newest(mode, decision)

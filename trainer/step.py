@@ -47,7 +47,8 @@ def train_step(job: Job, work: StepWork) -> StepResult:
 
     Losses are sums divided by the step's global target count, so neither ranks nor rounds change
     the gradient. The update is made only if all ranks of the island find losses and gradients
-    right (`trainer/numeric/policy.py`); what islands exchange goes on either way, or they would lose step.
+    right (`trainer/numeric/policy.py`); what islands exchange goes on either way, or they would
+    lose step.
     """
     step, layout = work.plan.step, job.assembly.layout
     heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)

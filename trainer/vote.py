@@ -11,8 +11,8 @@ from torch import Tensor
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes
 
-
 _BAD_LOSS, _BAD_GRADIENT = 1.0, 2.0
+"""What a rank's place in a vote says of its health; 0 where all is well."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,8 @@ class NumericConfig:
     def __post_init__(self) -> None:
         if self.spike_deviations < 3.0:
             raise ValueError(
-                f"numeric.spike_deviations={self.spike_deviations:g} is within the noise of healthy "
-                "training; choose at least 3"
+                f"numeric.spike_deviations={self.spike_deviations:g} is within the noise of "
+                "healthy training; choose at least 3"
             )
         if self.spike_patience_steps < 1:
             raise ValueError(

@@ -1,6 +1,6 @@
 """A wrong gradient that a drill plants: `planted.json` in the run's folder, read at the start.
 
-    {"step": 12, "rank": 1, "factor": "nan"}
+{"step": 12, "rank": 1, "factor": "nan"}
 """
 
 import json

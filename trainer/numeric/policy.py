@@ -78,9 +78,7 @@ def decide(
     return _bounded(decision, limits, skipped_in_row, rollbacks), history
 
 
-def _bounded(
-    decision: Decision, limits: Limits, skipped_in_row: int, rollbacks: int
-) -> Decision:
+def _bounded(decision: Decision, limits: Limits, skipped_in_row: int, rollbacks: int) -> Decision:
     remedy = "Lower optim.lr, raise sched.warmup_steps, or look at the data of these steps."
     why = ""
     if decision.action == "stop":
