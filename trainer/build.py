@@ -26,11 +26,11 @@ from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
-from trainer.job import Job, Listeners, Rules, steps_to_do
+from trainer.job import Job, Listeners, Rules
 from trainer.links import open_links
 from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
-from trainer.numeric.config import NumericConfig
+from trainer.numeric.guard import NumericGuard
 from trainer.numeric.opening import open_numeric
 from trainer.numeric.record import agreed_rollbacks
 from trainer.planner.batch import BatchArithmetic, batch_of
@@ -97,9 +97,7 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(
-            config, environment, assembly, corpus, planner, arithmetic, progress, numeric.config
-        ),
+        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, numeric),
         saver=saver,
         memory=memory,
         numeric=numeric,
@@ -271,8 +269,7 @@ def open_feed(
     corpus: Corpus,
     planner: Planner,
     arithmetic: BatchArithmetic,
-    progress: Progress,
-    numeric: NumericConfig,
+    numeric: NumericGuard,
 ) -> StepFeed:
     """The stream from the first step that is still to do, prepared on a group of its own."""
     stream = TokenStream(
@@ -291,5 +288,5 @@ def open_feed(
         island=layout.island_of(environment.rank),
         islands=layout.island,
         group=group,
-        steps=steps_to_do(progress, config.train.steps, numeric),
+        steps=numeric.steps_left(config.train.steps),
     )

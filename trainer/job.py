@@ -12,9 +12,7 @@ from trainer.islands.exchange import Islands
 from trainer.links import HostLinks
 from trainer.memory_saver import MemorySaver
 from trainer.metrics import Sink, StepReport
-from trainer.numeric.config import NumericConfig
 from trainer.numeric.guard import NumericGuard
-from trainer.numeric.jumps import steps_left
 from trainer.planner.protocol import Planner
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
@@ -113,7 +111,7 @@ class Job:
 
     def remaining_steps(self) -> Iterator[int]:
         """Numbers of the steps that are still to do, counted from 1."""
-        return steps_to_do(self.progress, self.rules.total_steps, self.numeric.config)
+        return self.numeric.steps_left(self.rules.total_steps)
 
     def close(self) -> None:
         """End threads and flush what is written. Every rank calls it once."""
@@ -124,9 +122,3 @@ class Job:
         self.memory.close()
         for sink in self.listeners.sinks:
             sink.close()
-
-
-def steps_to_do(progress: Progress, last: int, numeric: NumericConfig) -> Iterator[int]:
-    """What is left of a run, without what is not to be trained on. A rollback changes nothing of
-    it: the data goes on."""
-    return steps_left(progress.step, last, rollbacks=progress.rollbacks, skipped=numeric.skip_steps)

@@ -91,15 +91,7 @@ def restore(
         _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
-    if environment.rank == 0 and found.stored != assembly.layout.island:
-        append_event(
-            folder.events,
-            now_s=time.time(),
-            kind="islands_changed",
-            step=loaded.step,
-            before=found.stored,
-            now=assembly.layout.island,
-        )
+    _note_islands(found, folder, environment, assembly)
     _continue_exchange(found, folder, environment, group, assembly)
     progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"], updates=found.updates)
     _continue_numeric(progress, loaded, rollbacks if newest else (), folder, environment)
@@ -109,6 +101,20 @@ def restore(
         on_disk=_newest_on_disk(loaded, decision, folder),
         back=decision.back,
     )
+
+
+def _note_islands(
+    found: LoadedIsland, folder: RunFolder, environment: RankEnvironment, assembly: Assembly
+) -> None:
+    if environment.rank == 0 and found.stored != assembly.layout.island:
+        append_event(
+            folder.events,
+            now_s=time.time(),
+            kind="islands_changed",
+            step=found.loaded.step,
+            before=found.stored,
+            now=assembly.layout.island,
+        )
 
 
 def _agreed_decision(

@@ -10,6 +10,7 @@ from trainer.feed import StepWork
 from trainer.islands.stepping import exchange_outer
 from trainer.job import Job
 from trainer.metrics import IslandFigures
+from trainer.model.layers import LossParts
 from trainer.movement import ActivationMovement
 from trainer.numeric.policy import Decision
 from trainer.planner.plan import StepPlan, Terms
@@ -50,7 +51,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     right (`trainer/numeric/policy.py`); what islands exchange goes on either way, or they would
     lose step.
     """
-    step, layout = work.plan.step, job.assembly.layout
+    step = work.plan.step
     heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)
     job.assembly.activations.follow(work.plan.activation)
     if job.links is not None:
@@ -69,7 +70,28 @@ def train_step(job: Job, work: StepWork) -> StepResult:
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
     snapshot_wait_s = job.memory.settle()
-    verdict = vote(
+    verdict = _vote(job, step, parts, heard_stop=heard_stop, heard_save=heard_save)
+    decision = job.numeric.judge(verdict, work.num_targets)
+    verdict = replace(verdict, vetoed=decision.action != "train")
+    job.stopwatch.mark("voted")
+    rate = job.rules.schedule(step)
+    if replicas is not None:
+        replicas.settle(commit=verdict.commit)
+    if verdict.commit:
+        _update(job, work.plan, verdict, rate)
+    merge_wait_s = 0.0
+    if job.islands is not None:
+        verdict, merge_wait_s = exchange_outer(job, job.islands, work, verdict)
+    job.assembly.gradients.zero()
+    job.stopwatch.mark("updated")
+    return _result(
+        job, verdict, decision, rate, merge_wait_s=merge_wait_s, snapshot_wait_s=snapshot_wait_s
+    )
+
+
+def _vote(job: Job, step: int, parts: LossParts, *, heard_stop: bool, heard_save: bool) -> Verdict:
+    layout = job.assembly.layout
+    return vote(
         Ballot(
             step=step,
             # Ranks that share every product have the same losses.
@@ -89,22 +111,6 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         first_rank=layout.island_of(job.environment.rank) * layout.island_ranks,
         group=job.assembly.group,
         ledger=job.ledger,
-    )
-    decision = job.numeric.judge(verdict, work.num_targets)
-    verdict = replace(verdict, vetoed=decision.action != "train")
-    job.stopwatch.mark("voted")
-    rate = job.rules.schedule(step)
-    if replicas is not None:
-        replicas.settle(commit=verdict.commit)
-    if verdict.commit:
-        _update(job, work.plan, verdict, rate)
-    merge_wait_s = 0.0
-    if job.islands is not None:
-        verdict, merge_wait_s = exchange_outer(job, job.islands, work, verdict)
-    job.assembly.gradients.zero()
-    job.stopwatch.mark("updated")
-    return _result(
-        job, verdict, decision, rate, merge_wait_s=merge_wait_s, snapshot_wait_s=snapshot_wait_s
     )
 
 

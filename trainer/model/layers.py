@@ -69,6 +69,9 @@ class DecoderLayers(nn.Module):
     group, because the projection's weight is used directly.
     """
 
+    gradient_watch: Callable[[Tensor], None] | None = None
+    """Is shown the gradient of what the first of these layers is given."""
+
     def __init__(self, architecture: Architecture, layers: range) -> None:
         super().__init__()
         a = architecture
@@ -77,8 +80,6 @@ class DecoderLayers(nn.Module):
         """Whether blocks are recomputed in backward instead of kept; may change every step."""
         self.swap: BlockSwap | None = None
         """Decides what of a block is kept otherwise; may change every step."""
-        self.gradient_watch: Callable[[Tensor], None] | None = None
-        """Is shown the gradient of what the first of these layers is given."""
         self.loss_chunk_tokens = 1024
         """Tokens whose logits are in memory at a time."""
         self.vocabulary: Vocabulary = WholeVocabulary()

@@ -1,7 +1,7 @@
 """Judges every step before its update, and carries out what was decided."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +12,7 @@ from trainer.data.sequence import PackedSequence
 from trainer.errors import NumericError
 from trainer.numeric.back import WayBack
 from trainer.numeric.config import NumericConfig
-from trainer.numeric.jumps import told
+from trainer.numeric.jumps import steps_left, told
 from trainer.numeric.planted import Planted
 from trainer.numeric.policy import Decision, Limits, Observation, decide
 from trainer.numeric.watch import GradientWatch
@@ -43,6 +43,16 @@ class NumericGuard:
     """None where nothing leads to a rollback."""
 
     watch: GradientWatch = field(default_factory=GradientWatch)
+
+    def steps_left(self, last: int) -> Iterator[int]:
+        """Steps of the run up to `last` that are to be trained on. A rollback changes nothing of
+        it: the data goes on."""
+        return steps_left(
+            self.progress.step,
+            last,
+            rollbacks=self.progress.rollbacks,
+            skipped=self.config.skip_steps,
+        )
 
     def judge(self, verdict: Verdict, targets: int) -> Decision:
         """What becomes of a step with these sums over `targets` tokens. Called once per step, since
