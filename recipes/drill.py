@@ -14,13 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.drills.faults import FAULTS, Target
+from cluster.drills.disk import FillDisk
+from cluster.drills.faults import FAULTS, Fault, Target
 from cluster.drills.judge import Planted, Verdict, judge
 from trainer.config import RunConfig
 from trainer.errors import InfrastructureError, RecipeError
+from trainer.numeric.planted import Planted as PlantedGradient
+from trainer.numeric.planted import write_planted
 from trainer.run_folder import RunFolder
 
 _POLL_S = 0.02
+
+PREPARED = ("fill-disk", "nan")
+"""Drills whose faults need something before the run starts."""
+
+
+class WrongGradient:
+    """A fault that the run plants itself, as its folder asks for it."""
+
+    def plant(self, target: Target) -> None:
+        """It was, before the run started."""
+
+    def remove(self) -> None:
+        """Nothing is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +60,9 @@ class Drill:
 def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
     """Run both and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
     undisturbed run fails or the fault could not be planted."""
-    if plan.name not in FAULTS:
-        raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(sorted(FAULTS))}")
+    if plan.name not in (*FAULTS, *PREPARED):
+        known = ", ".join(sorted((*FAULTS, *PREPARED)))
+        raise RecipeError(f"no drill is called {plan.name}; there are {known}")
     whole = _folder(plan, "undisturbed")
     code = _start(plan, "undisturbed").wait(plan.limit_s)
     if code != 0:
@@ -53,23 +70,30 @@ def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
             f"the undisturbed run ended with code {code}; see {whole.root} and mend that first"
         )
     broken = _folder(plan, plan.name)
-    planted = _disturb(plan, broken)
+    planted = _disturb(plan, broken, _prepared(plan, whole, broken))
     return judge(planted, _lines(broken.events), _losses(broken), _losses(whole)), broken
 
 
-def _disturb(plan: Drill, folder: RunFolder) -> Planted:
+def _prepared(plan: Drill, whole: RunFolder, folder: RunFolder) -> Fault:
+    """The fault, with what it needs before the run starts."""
+    if plan.name == "nan":
+        rank = _target(plan, whole, 0).rank
+        gradient = PlantedGradient(step=plan.at_step + 1, rank=rank, factor="nan")
+        write_planted(folder.planted, gradient)
+        return WrongGradient()
+    if plan.name == "fill-disk":
+        disk = FillDisk()
+        disk.prepare(whole, folder)
+        return disk
+    return FAULTS[plan.name]()
+
+
+def _disturb(plan: Drill, folder: RunFolder, fault: Fault) -> Planted:
     run = _start(plan, plan.name)
-    fault = FAULTS[plan.name]()
     try:
         _await_step(plan, folder, run)
         target = _target(plan, folder, run.pid)
-        planted = Planted(
-            drill=plan.name,
-            at_s=time.time(),
-            step=_losses(folder)[-1][0],
-            rank=None if plan.name == "kill-controller" else target.rank,
-            host=target.host,
-        )
+        planted = _planted(plan, folder, target)
         fault.plant(target)
         run.wait(plan.limit_s)
         if plan.name == "kill-controller":
@@ -83,6 +107,20 @@ def _disturb(plan: Drill, folder: RunFolder) -> Planted:
         fault.remove()
         run.kill()
     return planted
+
+
+def _planted(plan: Drill, folder: RunFolder, target: Target) -> Planted:
+    """A fault that comes now, or came in the step after `at_step`."""
+    ended_s = {line["step"]: line["time"] for line in _lines(folder.metrics)}
+    step = plan.at_step if plan.name == "nan" else max(ended_s)
+    nobody = plan.name in ("kill-controller", "fill-disk")
+    return Planted(
+        drill=plan.name,
+        at_s=ended_s[step] if plan.name == "nan" else time.time(),
+        step=step,
+        rank=None if nobody else target.rank,
+        host=None if plan.name == "fill-disk" else target.host,
+    )
 
 
 def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") -> None:
@@ -122,10 +160,19 @@ def _start(plan: Drill, name: str) -> "subprocess.Popen[bytes]":
             [
                 *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
                 *(f"run.name={name}", f"run.dir={plan.folder}"),
+                *_left_out(plan, name),
             ],
             stdout=log,
             stderr=log,
         )
+
+
+def _left_out(plan: Drill, name: str) -> list[str]:
+    """What makes both runs of a drill do without the same batch."""
+    if plan.name != "nan":
+        return []
+    skipped = [f"numeric.skip_steps=[{plan.at_step + 1}]"] if name == "undisturbed" else []
+    return ["numeric.on_nan=skip", *skipped]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -137,4 +184,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _losses(folder: RunFolder) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in _lines(folder.metrics)]
+    """Of the steps that were trained on."""
+    lines = _lines(folder.metrics)
+    return [(line["step"], line["loss"]) for line in lines if not line.get("skipped")]

@@ -27,6 +27,9 @@ _INCIDENTS = (
     "recovered",
     "layout_changed",
     "numeric_fault",
+    "loss_spike",
+    "rolled_back",
+    "checkpoint_failed",
     "memory_slope",
 )
 

@@ -31,6 +31,9 @@ from trainer.job import Job, Listeners, Rules
 from trainer.links import followers_of, open_links
 from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
+from trainer.numeric.guard import NumericGuard
+from trainer.numeric.opening import open_numeric
+from trainer.numeric.record import agreed_rollbacks
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
@@ -70,6 +73,7 @@ def build(
     listeners.status.enter("loading")
     islands = open_islands(config, assembly, rank=environment.rank, recorder=recorder)
     group = side_group()
+    rollbacks = agreed_rollbacks(folder, environment, group)
     restored = restore(
         config.run.resume,
         folder=folder,
@@ -79,12 +83,14 @@ def build(
         cursor=cursor,
         islands=islands,
         find_snapshots=partial(find_own_snapshots, config.keep, folder, environment, group),
+        rollbacks=rollbacks,
     )
-    progress = Progress() if restored is None else restored.progress
+    progress = Progress(rollbacks=rollbacks) if restored is None else restored.progress
     describe_run = describer_of(assembly, environment, progress, cursor)
     memory, saver = open_savers(
         config, folder, environment, group, assembly, islands, restored, describe_run
     )
+    numeric = open_numeric(config, folder, environment, group, assembly, saver, progress)
     followers = followers_of(assembly, config.parallel)
     links = open_links(hosts, environment, followers, assembly.layout, folder, step=progress.step)
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
@@ -96,9 +102,10 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
+        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, numeric),
         saver=saver,
         memory=memory,
+        numeric=numeric,
         elastic=open_elastic(assembly, planner),
         islands=islands,
         links=links,
@@ -143,7 +150,6 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     linear_flops, quadratic_flops = step_flops(assembly.architecture, config.data.seq_len)
     return Rules(
         total_steps=config.train.steps,
-        max_skipped_steps=config.train.max_skipped_steps,
         max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
@@ -268,7 +274,7 @@ def open_feed(
     corpus: Corpus,
     planner: Planner,
     arithmetic: BatchArithmetic,
-    progress: Progress,
+    numeric: NumericGuard,
 ) -> StepFeed:
     """The stream from the first step that is still to do, prepared on a group of its own."""
     stream = TokenStream(
@@ -287,6 +293,5 @@ def open_feed(
         island=layout.island_of(environment.rank),
         islands=layout.island,
         group=group,
-        first_step=progress.step + 1,
-        last_step=config.train.steps,
+        steps=numeric.steps_left(config.train.steps),
     )

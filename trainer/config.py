@@ -11,6 +11,8 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
 from trainer.keeping.config import KeepingConfig
 from trainer.model.config import ModelConfig
+from trainer.numeric.config import NumericConfig
+from trainer.numeric.rules import problem_of
 
 
 def _positive(section: str, **values: float) -> None:
@@ -86,7 +88,8 @@ class TrainConfig:
     """Whether decoder blocks are recomputed in backward instead of kept."""
 
     max_skipped_steps: int = 10
-    """Steps with non-finite loss or gradients that may be skipped in a row."""
+    """Steps with wrong loss or gradients that may be skipped in a row (numeric.on_nan,
+    numeric.on_spike)."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -188,6 +191,7 @@ class JobConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     keep: KeepingConfig = field(default_factory=KeepingConfig)
+    numeric: NumericConfig = field(default_factory=NumericConfig)
     comms: CommsConfig = field(default_factory=CommsConfig)
 
     def __post_init__(self) -> None:
@@ -199,6 +203,7 @@ class JobConfig:
             self._optimizer_rule,
             self._compression_rule,
             self._island_rule,
+            self._numeric_rule,
         ):
             rule()
 
@@ -274,6 +279,17 @@ class JobConfig:
                 f"{key} makes {sequences} sequences a step, which parallel.island={islands} cannot "
                 f"share evenly; choose {key}={low * unit} or {(low + islands) * unit}"
             )
+
+    def _numeric_rule(self) -> None:
+        problem = problem_of(
+            self.numeric,
+            self.checkpoint,
+            islands=self.parallel.island,
+            compression=self.comms.replica.method,
+            rebalance_interval_steps=self.parallel.rebalance_interval_steps,
+        )
+        if problem is not None:
+            raise ValueError(problem)
 
     def _context_rule(self) -> None:
         if self.model.path is None and self.data.seq_len > self.model.max_context_tokens:

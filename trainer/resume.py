@@ -21,6 +21,8 @@ from trainer.islands.checkpoints import LoadedIsland, load_island
 from trainer.islands.exchange import Islands
 from trainer.keeping.newest import in_order
 from trainer.keeping.source import SnapshotSource
+from trainer.numeric.jumps import Rollback, decode
+from trainer.numeric.record import Admitted, joined, write_rollbacks
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.replica_state import restore_replicas
@@ -53,6 +55,7 @@ def restore(
     cursor: dict[str, Any],
     islands: Islands | None,
     find_snapshots: Callable[[], list[SnapshotSource]],
+    rollbacks: tuple[Rollback, ...],
 ) -> Restored | None:
     """Load the newest whole state that `run.resume` allows; None starts afresh.
 
@@ -60,13 +63,17 @@ def restore(
     parameters that all had agreed on, which is noted as an event.
 
     All ranks call it. Snapshots in memory, which `find_snapshots` looks for, come before
-    checkpoints of the same step. Raises RecipeError where the state does not fit the recipe,
-    DataError where none can be loaded, NumericError where the loss of the probe batch is another
-    one than when the checkpoint was written.
+    checkpoints of the same step; what one of the run's `rollbacks` left behind is passed over,
+    unless the user goes back on purpose. Raises RecipeError where the state does not fit the
+    recipe, DataError where none can be loaded, NumericError where the loss of the probe batch is
+    another one than when the checkpoint was written.
     """
     decision = _agreed_decision(mode, folder, environment, group)
-    snapshots = find_snapshots() if _takes_newest(mode, decision) else []
+    newest = _takes_newest(mode, decision)
+    snapshots = find_snapshots() if newest else []
     sources = _sources(snapshots, decision.candidates)
+    if newest:
+        sources = [Admitted(source, rollbacks) for source in sources]
     if not sources:
         _drop_lines(folder, environment, 0)
         return None
@@ -84,22 +91,30 @@ def restore(
         _return_to(loaded, folder)
     _drop_lines(folder, environment, loaded.step)
     _record(loaded, folder, environment)
+    _note_islands(found, folder, environment, assembly)
+    _continue_exchange(found, folder, environment, group, assembly)
+    progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"], updates=found.updates)
+    _continue_numeric(progress, loaded, rollbacks if newest else (), folder, environment)
+    return Restored(
+        progress=progress,
+        path=loaded.path,
+        on_disk=_newest_on_disk(loaded, decision, folder),
+        back=decision.back,
+    )
+
+
+def _note_islands(
+    found: LoadedIsland, folder: RunFolder, environment: RankEnvironment, assembly: Assembly
+) -> None:
     if environment.rank == 0 and found.stored != assembly.layout.island:
         append_event(
             folder.events,
             now_s=time.time(),
             kind="islands_changed",
-            step=loaded.step,
+            step=found.loaded.step,
             before=found.stored,
             now=assembly.layout.island,
         )
-    _continue_exchange(found, folder, environment, group, assembly)
-    return Restored(
-        progress=Progress(step=loaded.step, tokens=loaded.meta["tokens"], updates=found.updates),
-        path=loaded.path,
-        on_disk=_newest_on_disk(loaded, decision, folder),
-        back=decision.back,
-    )
 
 
 def _agreed_decision(
@@ -153,6 +168,21 @@ def _prove(found: LoadedIsland, assembly: Assembly, environment: RankEnvironment
         == (asdict(assembly.layout), arithmetic_of(assembly, environment)),
         precision=precision,
     )
+
+
+def _continue_numeric(
+    progress: Progress,
+    loaded: Loaded,
+    rollbacks: tuple[Rollback, ...],
+    folder: RunFolder,
+    environment: RankEnvironment,
+) -> None:
+    record = loaded.meta.get("numeric")
+    progress.restore_numeric(record)
+    made = () if record is None else decode(record["rollbacks"])
+    progress.rollbacks = joined(made, rollbacks)
+    if environment.rank == 0 and (progress.rollbacks or folder.rollbacks.exists()):
+        write_rollbacks(folder.rollbacks, progress.rollbacks)
 
 
 def _return_to(loaded: Loaded, folder: RunFolder) -> None:

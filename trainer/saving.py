@@ -72,6 +72,16 @@ class Saver:
         """Note that `path` is a complete checkpoint, of which no more is known."""
         self._newest = path
 
+    def returned(self, step: int, path: Path | None) -> None:
+        """Note that the run went back to `step`, which is on disk at `path` or not at all, and that
+        no later checkpoint counts."""
+        self._saved_step = -1 if path is None else step
+        self._newest = path
+
+    def settle(self) -> None:
+        """Wait until the save under way has ended."""
+        self._settle(self._checkpointer.wait(), fatal=False)
+
     def save_if_due(self, step: int, *, by_time: bool) -> None:
         """Called after every step with what the vote said about time."""
         self._settle(self._checkpointer.poll(), fatal=False)

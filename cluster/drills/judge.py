@@ -4,6 +4,7 @@ Guarantees, each asserted in tests/cluster/drills/test_judge.py:
 - the incident that is judged is the first one told after the fault was planted;
 - losses are equal where the same steps were trained with the same losses, bit for bit, or within
   the bound where the number of ranks changed on the way;
+- a step whose batch was left out counts as lost;
 - a fault that nobody told of, or after which no step was done, is told as such.
 """
 
@@ -23,10 +24,15 @@ TOLD = (
     "straggler",
     "link_slow",
     "numeric_fault",
+    "loss_spike",
     "checkpoint_skipped",
-    "save_failed",
+    "checkpoint_failed",
 )
 """Kinds of events that tell of a fault."""
+
+
+TELLING = {"nan": "numeric_fault", "fill-disk": "checkpoint_failed"}
+"""The kind of event that tells of a fault rightly, where no process, host or link is at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ def judge(
         drill=planted.drill,
         detected_s=None if told is None else told["time"] - planted.at_s,
         resumed_s=None if recovered is None else recovered["time"] - planted.at_s,
-        lost_steps=0 if recovered is None else int(recovered["lost_steps"]),
+        lost_steps=_lost_steps(later, recovered),
         named={
             name: None if told is None else told.get(name)
             for name in ("kind", "rank", "host", "phase", "cause")
@@ -85,6 +91,13 @@ def judge(
         losses_equal=same_losses(losses, undisturbed, bound=CHANGED_LAYOUT_BOUND * changed),
         named_right=told is not None and _names(told, planted),
     )
+
+
+def _lost_steps(later: Sequence[Mapping[str, Any]], recovered: Mapping[str, Any] | None) -> int:
+    """Trained anew after a recovery, undone by rollbacks, or left out for their numbers."""
+    undone = sum(event["lost_steps"] for event in later if event["kind"] == "rolled_back")
+    skipped = sum(event.get("action") == "skip" for event in later)
+    return undone + skipped + (0 if recovered is None else int(recovered["lost_steps"]))
 
 
 def same_losses(
@@ -101,6 +114,8 @@ def same_losses(
 
 
 def _names(event: Mapping[str, Any], planted: Planted) -> bool:
+    if event["kind"] != TELLING.get(planted.drill, event["kind"]):
+        return False
     if planted.rank is not None:
         return bool(event.get("rank") == planted.rank)
     return planted.host is None or bool(event.get("host") == planted.host)
