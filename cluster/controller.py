@@ -62,6 +62,9 @@ class Controller:
     progress: Progress
     watching: Watching
     on_step: Callable[[dict[str, Any]], None]
+    on_poll: Callable[[], None]
+    """Called a few times a second; waits for nothing."""
+
     clock: Callable[[], float] = time.monotonic
 
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
@@ -101,6 +104,7 @@ class Controller:
                 return outcome
             self._watch_deadlines()
             self._watch_stop()
+            self.on_poll()
             self._urgent = self.group.pause(POLL_S)
 
     def _ask_if_due(self) -> Answers:

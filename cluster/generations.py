@@ -14,6 +14,7 @@ from cluster.agents import Agents
 from cluster.controller import Controller, Limits
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
+from cluster.idle import IdleWatch, unanswering
 from cluster.memory_folder import memory_folder
 from cluster.preflight import Needs, living_nodes
 from cluster.progress import Progress
@@ -36,6 +37,9 @@ from trainer.checkpoint.folder import list_complete
 from trainer.config import JobConfig
 
 _POLL_S = 0.1
+
+_ANSWER_S = 10.0
+"""A process that has imported everything answers at once, unless it is stopped or gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class Generations:
     _progress: Progress = field(default_factory=Progress, init=False)
     _number: int = field(default=0, init=False)
     _lost_nodes: set[str] = field(default_factory=set, init=False)
+    _working: frozenset[int] = field(default=frozenset(), init=False)
+    _idle: IdleWatch = field(default_factory=lambda: IdleWatch(time.monotonic), init=False)
 
     memory_folder: str = field(init=False)
 
@@ -99,8 +105,9 @@ class Generations:
 
     def _one(self, roster: Roster, job: JobConfig) -> Outcome:
         places = roster.places()
+        self._working = frozenset(member.number for member in roster.members)
         group = WorkerGroup(places, [self.crew.actor(member) for member in roster.members])
-        waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
+        waiting = self.phases.begin("starting", deadline_s=_ANSWER_S)
         port = group.port(waiting)
         specs = {
             place.rank: RankSpec(
@@ -124,7 +131,7 @@ class Generations:
             )
             for place in places
         }
-        processes = group.processes(waiting)
+        processes = {rank: member.process for rank, member in enumerate(roster.members)}
         self.incidents.began(self._number, places, processes)
         watching = Watching(
             self.watchdog,
@@ -148,6 +155,7 @@ class Generations:
             progress=self._progress,
             watching=watching,
             on_step=self.incidents.step,
+            on_poll=self._tend,
         )
         try:
             return controller.supervise()
@@ -171,8 +179,11 @@ class Generations:
         )
         self._sleep(pause_s(faults, allowance))
         for member in self._lost(before, failures):
-            self.crew.dismiss(member)
-            self._start_in_place_of(member)
+            self._replace(member)
+        ready = self.crew.ready
+        silent = unanswering(self.crew.actors(ready), within_s=self.means.free_within_s)
+        for member in (one for one in ready if one.number in silent):
+            self._replace(member)
         job, ranks = self._await_enough(before)
         if ranks != len(before.members):
             self.incidents.layout_changed(len(before.members), ranks)
@@ -198,7 +209,23 @@ class Generations:
             gone |= {watches[ref] for ref in blocked}
         return [members[rank] for rank in sorted(gone)]
 
-    def _start_in_place_of(self, lost: Member) -> None:
+    def _tend(self) -> None:
+        """Have spares made ready, and those replaced that died; waits for nothing."""
+        self._advance(timeout_s=0.0)
+        spares = [m for m in self.crew.ready if m.number not in self._working]
+        gone = self._idle.gone(self.crew.actors(spares))
+        for lost in (spare for spare in spares if spare.number in gone):
+            self.incidents.spare_lost(lost.host, lost.number)
+            self._replace(lost)
+
+    def _advance(self, *, timeout_s: float) -> None:
+        for failure in self.crew.advance(timeout_s=timeout_s):
+            self.view.warning(f"{failure.host}: a new process did not start: {failure.error}")
+
+    def _replace(self, lost: Member) -> None:
+        """End a process, also one that is stopped, and start another there."""
+        self.agents.end(lost.node_id, lost.process)
+        self.crew.dismiss(lost)
         for node in living_nodes(ray.nodes()):
             if node.node_id == lost.node_id and node.node_id not in self._lost_nodes:
                 self.crew.start(node, lost.bundle)
@@ -209,8 +236,7 @@ class Generations:
         began_s = time.monotonic()
         waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
         while True:
-            for failure in self.crew.advance(timeout_s=_POLL_S):
-                self.view.warning(f"{failure.host}: a new process did not start: {failure.error}")
+            self._advance(timeout_s=_POLL_S)
             ready = len(self.crew.ready)
             missing = f"{wanted - ready} of {wanted} ranks are to be replaced"
             patient = time.monotonic() - began_s < self.means.replace_within_s

@@ -82,6 +82,17 @@ class Incidents:
             ],
         )
 
+    def spare_lost(self, host: str, number: int) -> None:
+        """A process that waited for work is gone; training is not disturbed."""
+        append_event(
+            self._events,
+            now_s=self._now(),
+            kind="spare_lost",
+            step=self._last_step,
+            host=host,
+            cause=f"process {number}, which had no rank, died or stopped; another one is started",
+        )
+
     def layout_changed(self, before: int, after: int) -> None:
         """Another number of ranks goes on."""
         append_event(
