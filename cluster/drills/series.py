@@ -87,5 +87,5 @@ def _planned(
         kinds=kinds,
         ranks=tuple(chance.sample(range(ranks), len(kinds))),
         after_steps=chance.randint(*_STEPS_BETWEEN),
-        delay_s=chance.uniform(0.0, 0.1),
+        delay_s=0.0 if moment == "last-step" else chance.uniform(0.0, 0.1),
     )

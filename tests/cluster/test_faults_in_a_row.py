@@ -20,7 +20,7 @@ from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 
-STEPS = 400
+STEPS = 200
 FAULTS = 10
 
 

@@ -1,5 +1,7 @@
 """Faults in a row are what they are said to be."""
 
+import itertools
+
 import pytest
 
 from cluster.drills.series import draw_faults, same_faults
@@ -26,7 +28,7 @@ def test_ten_faults_have_everything_once(seed: int) -> None:
 def test_a_fault_during_a_recovery_follows_one_to_recover_from(seed: int) -> None:
     faults = draw_faults(100, ranks=3, seed=seed)
     assert len(faults) == 100
-    for before, fault in zip(faults, faults[1:], strict=False):
+    for before, fault in itertools.pairwise(faults):
         if fault.moment == "recovery":
             assert before.ends_ranks
         assert len(set(fault.ranks)) == len(fault.kinds)
