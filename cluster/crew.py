@@ -166,7 +166,7 @@ class Crew:
 
 
 def _failed_start(member: Member, error: RayError) -> Failure:
-    moment = Moment(phase="starting", step=0, since_s=time.time())
+    moment = Moment(phase="starting", step=0, since_s=time.monotonic())
     own = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(own, Exception):
         found = failure_of(

@@ -7,6 +7,7 @@ here is who works and how often it went wrong.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
 
@@ -15,7 +16,7 @@ from cluster.controller import Controller, Limits
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
 from cluster.idle import IdleWatch, unanswering
-from cluster.memory_folder import memory_folder
+from cluster.memory_folder import folders_in_memory, memory_folder
 from cluster.preflight import Needs, living_nodes
 from cluster.progress import Progress
 from cluster.rank import RankSpec
@@ -27,6 +28,7 @@ from cluster.recovery.shrink import largest_job
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
+from cluster.telling import Telling
 from cluster.view import RunView
 from cluster.waiting import Phases
 from cluster.watchdog.watch import Watchdog
@@ -76,6 +78,7 @@ class Generations:
     _number: int = field(default=0, init=False)
     _lost_nodes: set[str] = field(default_factory=set, init=False)
     _working: frozenset[int] = field(default=frozenset(), init=False)
+    _telling: Telling = field(init=False)
     _idle: IdleWatch = field(default_factory=lambda: IdleWatch(time.monotonic), init=False)
 
     memory_folder: str = field(init=False)
@@ -83,6 +86,9 @@ class Generations:
     def __post_init__(self) -> None:
         self.memory_folder = str(memory_folder(self.run.folder.root))
         self.incidents = Incidents(self.run.folder.events, clock=time.monotonic, now=time.time)
+        self._telling = Telling(
+            self.run.folder, run=self.run.job.run.name, project=self.project, clock=time.monotonic
+        )
 
     def to_the_end(self) -> Outcome:
         """Until a generation ends as asked. The crew's processes are ready.
@@ -96,12 +102,21 @@ class Generations:
         try:
             while True:
                 try:
-                    return self._one(roster, job)
+                    outcome = self._one(roster, job)
+                    self._free_memory()
+                    return outcome
                 except WorkersFailed as error:
                     roster, job = self._recover(roster, error.failures)
                     self._number += 1
         finally:
             self.agents.remove(self.memory_folder)
+            self._telling.close()
+
+    def _free_memory(self) -> None:
+        """The last checkpoint is on disk. Ranks have removed their own snapshots; hosts that had
+        ranks earlier may hold more."""
+        for folder in folders_in_memory(self.run.folder.root, self.run.job.keep.dir):
+            self.agents.remove(str(folder))
 
     def _one(self, roster: Roster, job: JobConfig) -> Outcome:
         places = roster.places()
@@ -151,10 +166,9 @@ class Generations:
             limits=self.means.limits,
             view=self.view,
             stop=self.stop,
-            events=self.run.folder.events,
             progress=self._progress,
             watching=watching,
-            on_step=self.incidents.step,
+            on_step=self._step,
             on_poll=self._tend,
         )
         try:
@@ -209,8 +223,13 @@ class Generations:
             gone |= {watches[ref] for ref in blocked}
         return [members[rank] for rank in sorted(gone)]
 
+    def _step(self, record: dict[str, Any]) -> None:
+        self.incidents.step(record)
+        self._telling.step()
+
     def _tend(self) -> None:
         """Have spares made ready, and those replaced that died; waits for nothing."""
+        self._telling.poll()
         self._advance(timeout_s=0.0)
         spares = [m for m in self.crew.ready if m.number not in self._working]
         gone = self._idle.gone(self.crew.actors(spares))

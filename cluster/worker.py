@@ -98,7 +98,7 @@ class TrainWorker:
             rank=self._spec.environment.rank,
             phase=moment.phase,
             step=moment.step,
-            elapsed_s=time.time() - moment.since_s,
+            elapsed_s=time.monotonic() - moment.since_s,
             memory=read_memory(),
             reports=self._control.take_reports(),
             outcome=self._outcome(),

@@ -37,7 +37,8 @@ class WorkerGroup:
         self.places = tuple(places)
         self._actors = dict(enumerate(actors))
         self._moments = {
-            place.rank: Moment(phase="starting", step=0, since_s=time.time()) for place in places
+            place.rank: Moment(phase="starting", step=0, since_s=time.monotonic())
+            for place in places
         }
         self._dropped: set[int] = set()
         self._asked: dict[ray.ObjectRef[Any], int] = {}
@@ -93,7 +94,7 @@ class WorkerGroup:
                 failures.append(answer)
             elif answer is not None:
                 readings.append(answer)
-                moment = Moment(phase=answer.phase, step=answer.step, since_s=time.time())
+                moment = Moment(phase=answer.phase, step=answer.step, since_s=time.monotonic())
                 self._moments[answer.rank] = moment
         return Answers(readings=tuple(readings), failures=tuple(failures))
 

@@ -12,6 +12,29 @@ from trainer.run_folder import append_event
 _KINDS = {"died": "worker_lost", "hung": "worker_hung", "silent": "worker_lost"}
 
 
+INCIDENT_KINDS = (
+    "worker_lost",
+    "worker_hung",
+    "worker_failed",
+    "host_lost",
+    "host_cordoned",
+    "spare_lost",
+    "straggler",
+    "link_slow",
+    "recovered",
+    "rolled_back",
+    "layout_changed",
+    "loss_spike",
+    "loss_not_finite",
+    "numeric_fault",
+    "memory_slope",
+    "checkpoint_failed",
+    "checkpoint_skipped",
+    "failed",
+)
+"""Kinds of events that people should see."""
+
+
 class Incidents:
     """Written by the driver alone. `clock` is monotonic, `now` gives seconds since the epoch."""
 
