@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-_ASK_EVERY_S = 2.0
+_ASK_EVERY_S = 0.5
 
 _SILENT_S = 20.0
 """An idle process answers at once; one that needs this long is stopped, or its host is gone."""

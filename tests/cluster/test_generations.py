@@ -23,7 +23,7 @@ from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 
-STEPS = 200
+STEPS = 100
 
 
 def job(tmp_path: Path, name: str) -> JobConfig:
@@ -85,7 +85,7 @@ def run(job: JobConfig, view: Any, **cluster: Any) -> ExitCode:
     )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_killed_ranks_are_replaced_and_nothing_is_lost(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:

@@ -20,7 +20,7 @@ from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 
-STEPS = 200
+STEPS = 150
 FAULTS = 10
 
 
