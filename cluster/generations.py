@@ -195,7 +195,7 @@ class Generations:
         for member in self._lost(before, failures):
             self._replace(member)
         ready = self.crew.ready
-        silent = unanswering(self.crew.actors(ready), within_s=self.means.free_within_s)
+        silent = unanswering(self.crew.actors(ready), within_s=_ANSWER_S)
         for member in (one for one in ready if one.number in silent):
             self._replace(member)
         job, ranks = self._await_enough(before)
