@@ -64,9 +64,13 @@ class Result:
 
 
 def options(description: str | None, **defaults: int | str) -> argparse.Namespace:
-    """The command line of a benchmark: one option per default, and --json."""
+    """The command line of a benchmark: one option per default, a switch for each False, and
+    --json."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true", default=default)
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

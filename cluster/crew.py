@@ -1,6 +1,7 @@
 """All worker processes of a run, with a rank or without: start them, have them import, end them."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +115,7 @@ class Crew:
 
     def _answered(self, number: int, answer: Any) -> None:
         if self._starts[number].importing:
+            self._members[number] = replace(self._members[number], process=int(answer))
             del self._starts[number]
         else:
             self._starts[number].devices = answer
@@ -147,6 +149,10 @@ class Crew:
         """Its handle."""
         return self._actors[member.number]
 
+    def actors(self, members: Sequence[Member]) -> dict[int, Any]:
+        """Their handles by number."""
+        return {member.number: self._actors[member.number] for member in members}
+
     def dismiss(self, member: Member) -> None:
         """End one process at once, whatever it does."""
         ray.kill(self._actors.pop(member.number), no_restart=True)
@@ -160,7 +166,7 @@ class Crew:
 
 
 def _failed_start(member: Member, error: RayError) -> Failure:
-    moment = Moment(phase="starting", step=0, since_s=time.time())
+    moment = Moment(phase="starting", step=0, since_s=time.monotonic())
     own = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(own, Exception):
         found = failure_of(

@@ -7,6 +7,7 @@ here is who works and how often it went wrong.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
 
@@ -14,7 +15,8 @@ from cluster.agents import Agents
 from cluster.controller import Controller, Limits
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
-from cluster.memory_folder import memory_folder
+from cluster.idle import IdleWatch, unanswering
+from cluster.memory_folder import folders_in_memory, memory_folder
 from cluster.preflight import Needs, living_nodes
 from cluster.progress import Progress
 from cluster.rank import RankSpec
@@ -26,6 +28,7 @@ from cluster.recovery.shrink import largest_job
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
+from cluster.telling import Telling
 from cluster.view import RunView
 from cluster.waiting import Phases
 from cluster.watchdog.watch import Watchdog
@@ -36,6 +39,9 @@ from trainer.checkpoint.folder import list_complete
 from trainer.config import JobConfig
 
 _POLL_S = 0.1
+
+_ANSWER_S = 10.0
+"""A process that has imported everything answers at once, unless it is stopped or gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +77,18 @@ class Generations:
     _progress: Progress = field(default_factory=Progress, init=False)
     _number: int = field(default=0, init=False)
     _lost_nodes: set[str] = field(default_factory=set, init=False)
+    _working: frozenset[int] = field(default=frozenset(), init=False)
+    _telling: Telling = field(init=False)
+    _idle: IdleWatch = field(default_factory=lambda: IdleWatch(time.monotonic), init=False)
 
     memory_folder: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory_folder = str(memory_folder(self.run.folder.root))
         self.incidents = Incidents(self.run.folder.events, clock=time.monotonic, now=time.time)
+        self._telling = Telling(
+            self.run.folder, run=self.run.job.run.name, project=self.project, clock=time.monotonic
+        )
 
     def to_the_end(self) -> Outcome:
         """Until a generation ends as asked. The crew's processes are ready.
@@ -90,17 +102,27 @@ class Generations:
         try:
             while True:
                 try:
-                    return self._one(roster, job)
+                    outcome = self._one(roster, job)
+                    self._free_memory()
+                    return outcome
                 except WorkersFailed as error:
                     roster, job = self._recover(roster, error.failures)
                     self._number += 1
         finally:
             self.agents.remove(self.memory_folder)
+            self._telling.close()
+
+    def _free_memory(self) -> None:
+        """The last checkpoint is on disk. Ranks have removed their own snapshots; hosts that had
+        ranks earlier may hold more."""
+        for folder in folders_in_memory(self.run.folder.root, self.run.job.keep.dir):
+            self.agents.remove(str(folder))
 
     def _one(self, roster: Roster, job: JobConfig) -> Outcome:
         places = roster.places()
+        self._working = frozenset(member.number for member in roster.members)
         group = WorkerGroup(places, [self.crew.actor(member) for member in roster.members])
-        waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
+        waiting = self.phases.begin("starting", deadline_s=_ANSWER_S)
         port = group.port(waiting)
         specs = {
             place.rank: RankSpec(
@@ -124,7 +146,7 @@ class Generations:
             )
             for place in places
         }
-        processes = group.processes(waiting)
+        processes = {rank: member.process for rank, member in enumerate(roster.members)}
         self.incidents.began(self._number, places, processes)
         watching = Watching(
             self.watchdog,
@@ -144,10 +166,10 @@ class Generations:
             limits=self.means.limits,
             view=self.view,
             stop=self.stop,
-            events=self.run.folder.events,
             progress=self._progress,
             watching=watching,
-            on_step=self.incidents.step,
+            on_step=self._step,
+            on_poll=self._tend,
         )
         try:
             return controller.supervise()
@@ -171,8 +193,11 @@ class Generations:
         )
         self._sleep(pause_s(faults, allowance))
         for member in self._lost(before, failures):
-            self.crew.dismiss(member)
-            self._start_in_place_of(member)
+            self._replace(member)
+        ready = self.crew.ready
+        silent = unanswering(self.crew.actors(ready), within_s=_ANSWER_S)
+        for member in (one for one in ready if one.number in silent):
+            self._replace(member)
         job, ranks = self._await_enough(before)
         if ranks != len(before.members):
             self.incidents.layout_changed(len(before.members), ranks)
@@ -198,7 +223,28 @@ class Generations:
             gone |= {watches[ref] for ref in blocked}
         return [members[rank] for rank in sorted(gone)]
 
-    def _start_in_place_of(self, lost: Member) -> None:
+    def _step(self, record: dict[str, Any]) -> None:
+        self.incidents.step(record)
+        self._telling.step()
+
+    def _tend(self) -> None:
+        """Have spares made ready, and those replaced that died; waits for nothing."""
+        self._telling.poll()
+        self._advance(timeout_s=0.0)
+        spares = [m for m in self.crew.ready if m.number not in self._working]
+        gone = self._idle.gone(self.crew.actors(spares))
+        for lost in (spare for spare in spares if spare.number in gone):
+            self.incidents.spare_lost(lost.host, lost.number)
+            self._replace(lost)
+
+    def _advance(self, *, timeout_s: float) -> None:
+        for failure in self.crew.advance(timeout_s=timeout_s):
+            self.view.warning(f"{failure.host}: a new process did not start: {failure.error}")
+
+    def _replace(self, lost: Member) -> None:
+        """End a process, also one that is stopped, and start another there."""
+        self.agents.end(lost.node_id, lost.process)
+        self.crew.dismiss(lost)
         for node in living_nodes(ray.nodes()):
             if node.node_id == lost.node_id and node.node_id not in self._lost_nodes:
                 self.crew.start(node, lost.bundle)
@@ -209,8 +255,7 @@ class Generations:
         began_s = time.monotonic()
         waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
         while True:
-            for failure in self.crew.advance(timeout_s=_POLL_S):
-                self.view.warning(f"{failure.host}: a new process did not start: {failure.error}")
+            self._advance(timeout_s=_POLL_S)
             ready = len(self.crew.ready)
             missing = f"{wanted - ready} of {wanted} ranks are to be replaced"
             patient = time.monotonic() - began_s < self.means.replace_within_s

@@ -57,7 +57,6 @@ def settings_of(config: ClusterConfig, recovery: RecoveryConfig) -> Settings:
             limits=Limits(
                 phases_s=deadlines_by_phase(config.deadlines),
                 stop_grace_s=config.stop_grace_s,
-                memory_alarm_steps=config.memory_alarm_steps,
             ),
             starting_s=config.deadlines.starting_s,
             allowance=Allowance(

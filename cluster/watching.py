@@ -10,9 +10,9 @@ from typing import Any
 from cluster.agents import Agents
 from cluster.failure import Failure
 from cluster.host_agent import Target
-from cluster.reading import Place
+from cluster.reading import Place, Reading
 from cluster.view import RunView
-from cluster.watchdog.evidence import ClusterEvidence, LossPoint, RankEvidence
+from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
 from cluster.watchdog.finding import Finding
 from cluster.watchdog.stacks import sentences
 from cluster.watchdog.watch import Watchdog
@@ -35,6 +35,7 @@ _EVENTS = {
     "slow-communication": "link_slow",
     "loss-jump": "loss_spike",
     "not-finite": "loss_not_finite",
+    "memory-slope": "memory_slope",
 }
 
 
@@ -74,12 +75,24 @@ class Watching:
         self._seen: dict[int, RankEvidence] = {}
         self._heard_s = dict.fromkeys(self._ranks, clock())
         self._losses: list[LossPoint] = []
+        self._memory: dict[str, HostMemory] = {}
         self._told: set[tuple[str, int | None, str | None]] = set()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """A step was reported."""
         self._losses.append(
             LossPoint(step=record["step"], loss=record["loss"], grad_norm=record["grad_norm"])
+        )
+
+    def memory(self, reading: Reading) -> None:
+        """A rank told how much memory it and its host hold."""
+        host, own = self._ranks[reading.rank].place.host, reading.memory
+        before = self._memory.get(host)
+        held = {} if before is None else dict(before.ranks_bytes)
+        self._memory[host] = HostMemory(
+            used_bytes=own.host_used_bytes,
+            total_bytes=own.host_total_bytes,
+            ranks_bytes=held | {reading.rank: own.process_bytes},
         )
 
     def poll(self) -> list[Failure]:
@@ -99,6 +112,7 @@ class Watching:
                 for rank, own in self._ranks.items()
             },
             losses=tuple(self._losses),
+            memory=dict(self._memory),
         )
         self._losses.clear()
         self._watchdog.observe(evidence)
@@ -163,9 +177,9 @@ class Watching:
         )
 
     def _tell(self, finding: Finding) -> None:
-        """Say it once per generation."""
+        """Say it once per generation; memory is said as often as it is found."""
         key = (finding.cause, finding.rank, finding.host)
-        if key in self._told:
+        if key in self._told and finding.kind != "memory":
             return
         self._told.add(key)
         self._view.warning(f"step {finding.step}: {finding.title}: {finding.evidence[0]}")

@@ -12,6 +12,7 @@ _DERIVED = "train.max_tokens_per_device"
 
 ALIASES: dict[str, str] = {
     # model
+    "memory_alarm_steps": "watchdog.memory_horizon_steps",
     "model_name_or_path": "model.path",
     "base_model": "model.path",
     "model_name": "model.path",

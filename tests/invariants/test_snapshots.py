@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from cluster.drills.faults import flip_bytes
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from tests.jobs import start_ranks, tiny_job, train_on_ranks
 from trainer.config import JobConfig, TrainConfig
 from trainer.errors import RecipeError, ResourceError
 from trainer.keeping.config import KeepingConfig
+from trainer.keeping.folder import list_shares
 from trainer.run_folder import RunFolder
 
 STEPS = 26
@@ -73,6 +75,27 @@ def test_a_killed_run_goes_on_from_memory_with_the_same_losses(tmp_path):
     assert _losses(config)[:kept] == wanted[:kept]
     assert _losses(config) == pytest.approx(wanted, rel=1e-5)
     assert not list((tmp_path / "keep").iterdir())
+
+
+@pytest.mark.timeout(120)
+def test_a_damaged_snapshot_leads_to_the_step_before_and_is_told(tmp_path):
+    config = tiny_job(tmp_path, train=TRAIN)
+    whole = replace(config, run=replace(config.run, name="whole"))
+    train_on_ranks(whole, 1)
+    _killed(config, 1, step=6)
+    shares = {
+        share.header.step: share.path
+        for folder in (tmp_path / "keep").iterdir()
+        for share in list_shares(folder)
+    }
+    newest = max(shares)
+    flip_bytes(shares[newest])
+    train_on_ranks(config, 1)
+    (resumed,) = _events(config, "resumed")
+    assert (resumed["step"], resumed["place"]) == (newest - 1, "memory")
+    (skipped,) = _events(config, "checkpoint_skipped")
+    assert "checksum" in skipped["cause"]
+    assert _losses(config) == _losses(whole)
 
 
 @pytest.mark.timeout(120)
