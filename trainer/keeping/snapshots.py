@@ -30,6 +30,7 @@ from trainer.checkpoint.agreement import describe
 from trainer.checkpoint.share import Share, State, local_part
 from trainer.keeping.copying import Part, copy_parts, parts_between
 from trainer.keeping.folder import make_folder, rank_folder, remove_older
+from trainer.keeping.hold import RESERVED_SLOTS, Hold, Rotation, read_hold
 from trainer.keeping.pieces import encode_description, encode_pieces, payload_bytes, place_pieces
 from trainer.keeping.slot import Owner, Slot
 from trainer.keeping.staging import DeviceStaging
@@ -48,10 +49,23 @@ class Snapshots:
     """
 
     def __init__(
-        self, folder: Path, owner: Owner, share: Share, *, slots: int, meta: dict[str, Any]
+        self,
+        folder: Path,
+        owner: Owner,
+        share: Share,
+        *,
+        slots: int,
+        meta: dict[str, Any],
+        replicated: bool = False,
     ) -> None:
-        """Raises OSError where there is no room or the folder is another user's."""
+        """`replicated` makes slots for the steps that are copied to other hosts.
+
+        Raises OSError where there is no room or the folder is another user's."""
         self._folder, self._generation = folder, owner.generation
+        self.replicated = replicated
+        """Whether copies of some steps are kept on other hosts."""
+
+        self._rotation = Rotation(slots, RESERVED_SLOTS * replicated)
         self._placed = place_pieces(share)
         self._names = {place.piece.name for place in self._placed}
         self._pieces_json = encode_pieces(self._placed, share)
@@ -59,7 +73,8 @@ class Snapshots:
         place = rank_folder(folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks)
         make_folder(folder, place)
         self._place = place
-        self._slots = _slots(place, owner, slots, described, payload_bytes(self._placed))
+        count = slots + RESERVED_SLOTS * replicated
+        self._slots = _slots(place, owner, count, described, payload_bytes(self._placed))
         self._parts: list[_Parts] = [((), []) for _ in self._slots]
         self._staging = DeviceStaging(self._placed)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
@@ -91,7 +106,7 @@ class Snapshots:
         assert self._running is None, "settle comes before the next snapshot"
         if self.failure is not None:
             return
-        slot = self._taken % len(self._slots)
+        slot = self._rotation.next(step, self._hold())
         self._taken += 1
         sources = {
             name: local_part(tensor) for name, tensor in state.items() if name in self._names
@@ -115,9 +130,14 @@ class Snapshots:
         return seconds
 
     def remove_older(self) -> None:
-        """Delete, on the thread, what earlier starts left on this host. For one rank per host, once
-        a snapshot of this start is whole on all ranks."""
-        self._thread.submit(remove_older, self._folder, self._generation)
+        """Delete, on the thread, what earlier starts left on this host, but for the step that other
+        hosts have copies of. For one rank per host, once a snapshot of this start is whole on all
+        ranks."""
+        kept = self._hold().kept
+        self._thread.submit(remove_older, self._folder, self._generation, but=kept)
+
+    def _hold(self) -> Hold:
+        return read_hold(self._folder) if self.replicated else Hold()
 
     def _copy(
         self,
