@@ -7,25 +7,31 @@ here is who works and how often it went wrong.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
 
 from cluster.agents import Agents
-from cluster.controller import Controller, Limits
+from cluster.controller import Controller
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
+from cluster.means import Means
 from cluster.memory_folder import memory_folder
-from cluster.preflight import Needs, living_nodes
+from cluster.preflight import living_nodes
 from cluster.progress import Progress
 from cluster.rank import RankSpec
 from cluster.reading import Outcome
-from cluster.recovery.budget import Allowance, pause_s, refusal, story, worth_a_restart
+from cluster.recovery.budget import pause_s, refusal, story, worth_a_restart
+from cluster.recovery.cordon import Cordon
+from cluster.recovery.grow import Growth
 from cluster.recovery.incidents import Incidents
 from cluster.recovery.roster import Member, Roster, first_roster, next_roster
 from cluster.recovery.shrink import largest_job
+from cluster.replicas import Replicas
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
+from cluster.staffing import Staffing
 from cluster.view import RunView
 from cluster.waiting import Phases
 from cluster.watchdog.watch import Watchdog
@@ -34,22 +40,9 @@ from cluster.worker_group import WorkerGroup
 from comms.config import RankEnvironment
 from trainer.checkpoint.folder import list_complete
 from trainer.config import JobConfig
+from trainer.keeping.folder import run_folder_in_memory
 
 _POLL_S = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """What generations may use and how long they may take."""
-
-    needs: Needs
-    threads: int
-    limits: Limits
-    starting_s: float
-    allowance: Allowance
-    replace_within_s: float
-    free_within_s: float
-    min_workers: int
 
 
 @dataclass(kw_only=True)
@@ -70,13 +63,34 @@ class Generations:
     incidents: Incidents = field(init=False)
     _progress: Progress = field(default_factory=Progress, init=False)
     _number: int = field(default=0, init=False)
-    _lost_nodes: set[str] = field(default_factory=set, init=False)
+    _rest_s: float = field(default=float("inf"), init=False)
+    _staffing: Staffing = field(init=False)
+    _replicas: Replicas = field(init=False)
 
     memory_folder: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory_folder = str(memory_folder(self.run.folder.root))
         self.incidents = Incidents(self.run.folder.events, clock=time.monotonic, now=time.time)
+        means = self.means
+        self._staffing = Staffing(
+            self.crew,
+            cordon=Cordon(after=means.cordon_after, window_s=means.cordon_window_s),
+            growth=Growth(mode=means.grow, after_s=means.grow_after_s),
+            starting_s=means.starting_s,
+            view=self.view,
+            events=self.run.folder.events,
+        )
+        self._replicas = Replicas(
+            self.run.job.keep,
+            share=means.replica_share,
+            folder=run_folder_in_memory(
+                self.run.job.keep.dir,
+                name=self.run.folder.root.name,
+                run_root=self.run.folder.root,
+            ),
+            events=self.run.folder.events,
+        )
 
     def to_the_end(self) -> Outcome:
         """Until a generation ends as asked. The crew's processes are ready.
@@ -87,14 +101,21 @@ class Generations:
         job = self.run.job
         roster = first_roster(self.crew.ready, self.means.needs.workers)
         write_run_info(self.run, roster.places())
+        over = False
         try:
             while True:
                 try:
-                    return self._one(roster, job)
+                    outcome = self._one(roster, job)
                 except WorkersFailed as error:
                     roster, job = self._recover(roster, error.failures)
-                    self._number += 1
+                else:
+                    over = outcome.kind != "regrouped"
+                    if over:
+                        return outcome
+                    roster, job = self._regroup(roster)
+                self._number += 1
         finally:
+            self._replicas.close(clean=over)
             self.agents.remove(self.memory_folder)
 
     def _one(self, roster: Roster, job: JobConfig) -> Outcome:
@@ -138,6 +159,7 @@ class Generations:
             view=self.view,
             events=self.run.folder.events,
         )
+        self._replicas.begin(places)
         group.begin(self.run.work, specs, self.run.folder, waiting)
         controller = Controller(
             group=group,
@@ -147,12 +169,43 @@ class Generations:
             events=self.run.folder.events,
             progress=self._progress,
             watching=watching,
-            on_step=self.incidents.step,
+            on_step=self._on_step,
+            more_ranks=lambda: self._more_than(len(places)),
         )
         try:
             return controller.supervise()
         finally:
             self.phases.current = controller.phase
+
+    def _on_step(self, record: dict[str, Any]) -> None:
+        self._rest_s = float(record["eta_s"])
+        self.incidents.step(record)
+        self._replicas.step(record)
+
+    def _more_than(self, ranks: int) -> bool:
+        """Whether more ranks than these could go on; looks for room while they train."""
+        if self.run.job.parallel.island != 1:
+            return False  # Islands stop at steps of their own, and are not in memory.
+        ready = self._staffing.grow(
+            ranks=ranks, wanted=self.means.needs.workers, rest_s=self._rest_s
+        )
+        return (
+            ready > ranks
+            and largest_job(self._job(), at_most=ready, at_least=ranks + 1) is not None
+        )
+
+    def _regroup(self, before: Roster) -> tuple[Roster, JobConfig]:
+        """More ranks go on, without a fault."""
+        job, ranks = self._await_enough(before)
+        self._tell_change(before, ranks)
+        return next_roster(self.crew.ready, before, ranks), job
+
+    def _tell_change(self, before: Roster, ranks: int) -> None:
+        if ranks == len(before.members):
+            return
+        self._staffing.changed(fewer=ranks < len(before.members))
+        self.incidents.layout_changed(len(before.members), ranks)
+        self.view.warning(f"going on with {ranks} ranks instead of {len(before.members)}")
 
     def _recover(self, before: Roster, failures: Sequence[Failure]) -> tuple[Roster, JobConfig]:
         """Who goes on, and with what. Raises WorkersFailed or GaveUp where nobody does."""
@@ -172,19 +225,16 @@ class Generations:
         self._sleep(pause_s(faults, allowance))
         for member in self._lost(before, failures):
             self.crew.dismiss(member)
-            self._start_in_place_of(member)
+            self._staffing.replace(member)
         job, ranks = self._await_enough(before)
-        if ranks != len(before.members):
-            self.incidents.layout_changed(len(before.members), ranks)
-            self.view.warning(f"going on with {ranks} ranks instead of {len(before.members)}")
+        self._tell_change(before, ranks)
         return next_roster(self.crew.ready, before, ranks), job
 
     def _lost(self, before: Roster, failures: Sequence[Failure]) -> list[Member]:
         """Processes that are gone, or still blocked in the work that failed."""
         gone = {f.rank for f in failures if f.kind != "raised"}
         members = dict(enumerate(before.members))
-        lost_hosts = {members[f.rank].node_id for f in failures if f.host_lost}
-        self._lost_nodes |= lost_hosts
+        lost_hosts = self._lost_hosts(members, failures)
         gone |= {rank for rank, member in members.items() if member.node_id in lost_hosts}
         watches = {
             self.crew.actor(member).watch.remote(): rank
@@ -198,10 +248,18 @@ class Generations:
             gone |= {watches[ref] for ref in blocked}
         return [members[rank] for rank in sorted(gone)]
 
-    def _start_in_place_of(self, lost: Member) -> None:
-        for node in living_nodes(ray.nodes()):
-            if node.node_id == lost.node_id and node.node_id not in self._lost_nodes:
-                self.crew.start(node, lost.bundle)
+    def _lost_hosts(
+        self, members: Mapping[int, Member], failures: Sequence[Failure]
+    ) -> dict[str, Member]:
+        """Hosts that are gone, by node, each with one of its processes."""
+        failed = {members[f.rank].node_id for f in failures if f.kind != "raised"}
+        alive = {node.node_id for node in living_nodes(ray.nodes())}
+        nodes = {members[f.rank].node_id for f in failures if f.host_lost} | (failed - alive)
+        lost = {m.node_id: m for m in reversed(members.values()) if m.node_id in nodes}
+        cause = first_failure(failures)
+        self.incidents.hosts_lost([member.host for member in lost.values()], cause)
+        self._staffing.lost_hosts(lost.values(), step=cause.step)
+        return lost
 
     def _await_enough(self, before: Roster) -> tuple[JobConfig, int]:
         """Wait for processes that are starting, while they may still make the run whole again."""
@@ -222,6 +280,7 @@ class Generations:
             )
             if found is not None:
                 return found
+            self._staffing.refill(lost_too=False)
             if waiting.overrun(missing):
                 raise WorkersFailed([self.incidents.faults[-1].failure])
             time.sleep(_POLL_S)

@@ -68,13 +68,9 @@ class Keeper:
         self._folder = Path(folder)
         os.nice(_NICENESS)
 
-    def hold(self, wanted: int, kept: int | None) -> None:
-        """Ask the ranks of this host to keep step `wanted` for copying, and `kept` until then; None
-        leaves what was kept before."""
-        before = read_hold(self._folder)
-        # Ranks that have no folder yet will not see it, which shows when the step is looked for.
-        with suppress(OSError):
-            write_hold(self._folder, Hold(wanted, before.kept if kept is None else kept))
+    def hold(self, wanted: int) -> None:
+        """Ask the ranks of this host to keep step `wanted` for copying."""
+        self._write(Hold(wanted, read_hold(self._folder).kept))
 
     def find(self, step: int) -> list[Found]:
         """The shares of `step` that ranks of this host wrote in the newest start they took part
@@ -108,12 +104,18 @@ class Keeper:
 
     def settle(self, step: int, generation: int) -> None:
         """All hosts have the copies of `step` of this start: what is older goes."""
+        self._write(Hold(read_hold(self._folder).wanted, step))
         remove_copies(self._folder, but=step)
         remove_older(self._folder, generation)
 
     def clean(self) -> None:
         """Delete all shares of the run on this host."""
         clean(self._folder)
+
+    def _write(self, hold: Hold) -> None:
+        # Ranks that have no folder yet will not see it, which shows when the step is looked for.
+        with suppress(OSError):
+            write_hold(self._folder, hold)
 
 
 class _Pace:

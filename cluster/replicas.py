@@ -51,21 +51,22 @@ class Replicas:
         self,
         config: KeepingConfig,
         *,
+        share: float,
         folder: Path,
         events: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`folder` is that of the run's shares, on every host."""
+        """Links carry copies for `share` of the time; `folder` is that of the run's shares."""
         self._config = config
         self._folder = folder
         self._events = events
         self._clock = clock
-        self._pace = Pace(share=config.replica_share)
+        self._pace = Pace(share=share)
         self._keepers: dict[str, Any] = {}
         self._wards: Mapping[str, Sequence[str]] = {}
         self._steps_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._copy: _Copy | None = None
-        self._kept: int | None = None
+        self._settling: list[ray.ObjectRef[Any]] = []
         self._told = False
 
     def begin(self, places: Sequence[Place]) -> None:
@@ -80,7 +81,7 @@ class Replicas:
         for node in self._wards:
             if node not in self._keepers:
                 self._keepers[node] = self._start(node)
-        self._copy = None
+        self._copy, self._settling = None, []
         self._steps_s.clear()
         self._told = False
 
@@ -90,8 +91,10 @@ class Replicas:
         if not self._wards:
             return
         step = int(record["step"])
-        if self._copy is None:
+        if self._settled() and self._copy is None:
             self._announce(step)
+        elif self._copy is None:
+            return
         elif self._copy.asked:
             self._look()
         elif step > self._copy.step:
@@ -128,7 +131,13 @@ class Replicas:
         )
         self._copy = _Copy(step=wanted)
         for keeper in self._keepers.values():
-            keeper.hold.remote(wanted, self._kept)
+            keeper.hold.remote(wanted)
+
+    def _settled(self) -> bool:
+        """Whether every host knows which step is kept: only then may another one be wanted."""
+        if self._settling:
+            _, self._settling = ray.wait(self._settling, num_returns=len(self._settling), timeout=0)
+        return not self._settling
 
     def _bring(self, copy: _Copy) -> None:
         copy.began_s = self._clock()
@@ -164,11 +173,10 @@ class Replicas:
             problems = sorted({one.problem for one in brought if one.problem})
             self._tell_failure(copy.step, problems)
             return
-        self._kept = copy.step
         self._pace.copied(copy.began_s, seconds)
-        for keeper in self._keepers.values():
-            keeper.hold.remote(copy.step, copy.step)
-            keeper.settle.remote(copy.step, generation)
+        self._settling = [
+            keeper.settle.remote(copy.step, generation) for keeper in self._keepers.values()
+        ]
         if not self._told:
             self._told = True
             append_event(

@@ -77,6 +77,8 @@ def train_step(job: Job, work: StepWork) -> StepResult:
             dropped=float(parts.dropped) / layout.tp,
             heard_stop=heard_stop,
             heard_save=heard_save,
+            regroup=job.islands is None and job.listeners.should_regroup(),
+            in_memory=job.memory.will_keep(step),
         ),
         rank=job.environment.rank % layout.island_ranks,
         world_size=layout.island_ranks,
