@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.drills.faults import FAULTS, Target
+from cluster.drills.faults import FAULTS, Fault, Target
+from cluster.drills.host_faults import HOST_FAULTS, HostPair, pair_for
 from cluster.drills.judge import Planted, Verdict, judge
+from recipes.load import load_recipe
 from trainer.config import RunConfig
 from trainer.errors import InfrastructureError, RecipeError
 from trainer.run_folder import RunFolder
@@ -40,12 +42,28 @@ class Drill:
     limit_s: float
     """Longest time of one run."""
 
+    cut_s: float = 3.0
+    """How long a link is cut."""
+
+    hosts: HostPair | None = None
+    """Where both run, for a fault of hosts; None on this machine as it is."""
+
 
 def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
     """Run both and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
-    undisturbed run fails or the fault could not be planted."""
+    undisturbed run fails or the fault could not be planted, ResourceError where a drill of hosts
+    cannot make two of them."""
+    if plan.name in HOST_FAULTS:
+        config = load_recipe(plan.recipe, plan.overrides).recipe.cluster
+        with pair_for(config) as hosts:
+            return _drill(replace(plan, hosts=hosts), HOST_FAULTS[plan.name](hosts, plan.cut_s))
     if plan.name not in FAULTS:
-        raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(sorted(FAULTS))}")
+        known = ", ".join(sorted({*FAULTS, *HOST_FAULTS}))
+        raise RecipeError(f"no drill is called {plan.name}; there are {known}")
+    return _drill(plan, FAULTS[plan.name]())
+
+
+def _drill(plan: Drill, fault: Fault) -> tuple[Verdict, RunFolder]:
     whole = _folder(plan, "undisturbed")
     code = _start(plan, "undisturbed").wait(plan.limit_s)
     if code != 0:
@@ -53,23 +71,16 @@ def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
             f"the undisturbed run ended with code {code}; see {whole.root} and mend that first"
         )
     broken = _folder(plan, plan.name)
-    planted = _disturb(plan, broken)
+    planted = _disturb(plan, broken, fault)
     return judge(planted, _lines(broken.events), _losses(broken), _losses(whole)), broken
 
 
-def _disturb(plan: Drill, folder: RunFolder) -> Planted:
+def _disturb(plan: Drill, folder: RunFolder, fault: Fault) -> Planted:
     run = _start(plan, plan.name)
-    fault = FAULTS[plan.name]()
     try:
         _await_step(plan, folder, run)
         target = _target(plan, folder, run.pid)
-        planted = Planted(
-            drill=plan.name,
-            at_s=time.time(),
-            step=_losses(folder)[-1][0],
-            rank=None if plan.name == "kill-controller" else target.rank,
-            host=target.host,
-        )
+        planted = _planted(plan, target, step=_losses(folder)[-1][0])
         fault.plant(target)
         run.wait(plan.limit_s)
         if plan.name == "kill-controller":
@@ -83,6 +94,19 @@ def _disturb(plan: Drill, folder: RunFolder) -> Planted:
         fault.remove()
         run.kill()
     return planted
+
+
+def _planted(plan: Drill, target: Target, *, step: int) -> Planted:
+    """What a fault that comes now is done to."""
+    whole_host = plan.hosts is not None or plan.name == "kill-controller"
+    return Planted(
+        drill=plan.name,
+        at_s=time.time(),
+        step=step,
+        rank=None if whole_host else target.rank,
+        host=target.host if plan.hosts is None else plan.hosts.names[1],
+        link=None if plan.hosts is None or plan.name == "lose-host" else plan.hosts.names,
+    )
 
 
 def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") -> None:
@@ -117,15 +141,14 @@ def _folder(plan: Drill, name: str) -> RunFolder:
 def _start(plan: Drill, name: str) -> "subprocess.Popen[bytes]":
     folder = _folder(plan, name)
     folder.root.mkdir(parents=True, exist_ok=True)
+    words = [
+        *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
+        *(f"run.name={name}", f"run.dir={plan.folder}"),
+    ]
+    if plan.hosts is not None:
+        return plan.hosts.head.popen([*words, "cluster.address=auto"], folder.root / "drill.log")
     with (folder.root / "drill.log").open("ab") as log:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
-                *(f"run.name={name}", f"run.dir={plan.folder}"),
-            ],
-            stdout=log,
-            stderr=log,
-        )
+        return subprocess.Popen(words, stdout=log, stderr=log)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
