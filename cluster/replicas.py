@@ -171,7 +171,8 @@ class Replicas:
         if generation is None:
             self._pace.failed(self._clock(), seconds)
             problems = sorted({one.problem for one in brought if one.problem})
-            self._tell_failure(copy.step, problems)
+            if headers or problems:  # Ranks that keep nothing say so themselves.
+                self._tell_failure(copy.step, problems)
             return
         self._pace.copied(copy.began_s, seconds)
         self._settling = [
@@ -192,7 +193,7 @@ class Replicas:
     def _tell_failure(self, step: int, problems: Sequence[str]) -> None:
         if self._pace.failures != _TELL_AFTER:
             return
-        why = "; ".join(problems) or "ranks did not keep the step that was asked for"
+        why = "; ".join(problems) or "some ranks did not keep the step that was asked for"
         append_event(
             self._events,
             now_s=time.time(),

@@ -146,7 +146,9 @@ def _start(plan: Drill, name: str) -> "subprocess.Popen[bytes]":
         *(f"run.name={name}", f"run.dir={plan.folder}"),
     ]
     if plan.hosts is not None:
-        return plan.hosts.head.popen([*words, "cluster.address=auto"], folder.root / "drill.log")
+        return plan.hosts.head.popen(
+            [*words, f"cluster.address={plan.hosts.head.cluster}"], folder.root / "drill.log"
+        )
     with (folder.root / "drill.log").open("ab") as log:
         return subprocess.Popen(words, stdout=log, stderr=log)
 

@@ -65,6 +65,11 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, "sh", "-c", mount, "sh", *words]
 
     @property
+    def cluster(self) -> str:
+        """Where its Ray cluster is joined, if it is the head of one."""
+        return f"{self.address}:{GCS_PORT}"
+
+    @property
     def memory(self) -> Path:
         """Where this host's /dev/shm is seen from outside."""
         return self.folder / "shm"
@@ -181,9 +186,9 @@ def start_ray(
         time.sleep(0.2)
     for host in others:
         join_ray(host, head, num_cpus=num_cpus)
-    waited = head.run(
-        [sys.executable, "-c", _WAIT, str(1 + len(others)), DASHBOARD], timeout_s=timeout_s
-    )
+    # Not `auto`: that finds any cluster whose processes are seen, and hosts see each other's.
+    words = [str(1 + len(others)), DASHBOARD, head.cluster]
+    waited = head.run([sys.executable, "-c", _WAIT, *words], timeout_s=timeout_s)
     if waited.returncode:
         raise InfrastructureError(f"the hosts' Ray nodes did not come up: {waited.stderr}")
 
@@ -192,7 +197,7 @@ def join_ray(host: Host, head: Host, *, num_cpus: float) -> None:
     """Start a Ray node on `host`; it joins the cluster of `head` on its own time."""
     ray = str(Path(sys.executable).with_name("ray"))
     host.popen(
-        [ray, "start", f"--address={head.address}:{GCS_PORT}", *_of_node(host, num_cpus)],
+        [ray, "start", f"--address={head.cluster}", *_of_node(host, num_cpus)],
         host.folder / "ray.log",
     )
 
@@ -212,7 +217,7 @@ import sys, time, urllib.error, urllib.request
 import ray
 while True:
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        ray.init(address=sys.argv[3], log_to_driver=False, logging_level="ERROR")
         break
     except ConnectionError:
         time.sleep(0.3)
