@@ -135,25 +135,7 @@ def _open(
     assembly: Assembly,
     meta: dict[str, Any],
 ) -> Snapshots:
-    if assembly.optimizer.placement == "disk":
-        raise RecipeError(
-            "keep.interval_steps: optimizer states are on disk (offload.optimizer), and a snapshot "
-            "would read all of them and hold them in memory; leave it at auto or 0, and lower "
-            "checkpoint.interval_steps instead"
-        )
-    if assembly.layout.island > 1:
-        raise RecipeError(
-            f"keep.interval_steps: with parallel.island={assembly.layout.island}, what islands "
-            "have agreed on and what is under way between them belongs to the state, and only "
-            "checkpoints keep it; leave it at auto or 0, and lower checkpoint.interval_steps "
-            "instead"
-        )
-    if assembly.replicas is not None:
-        raise RecipeError(
-            "keep.interval_steps: with comms.replica, what replicas have not sent yet belongs to "
-            "the state, and only checkpoints keep it; leave it at auto or 0, and lower "
-            "checkpoint.interval_steps instead"
-        )
+    _require_all_in_memory(assembly)
     share = plan_share(tensors_to_fill(assembly.weights, assembly.optimizer), group)
     owner = Owner(
         run=record.run,
@@ -191,3 +173,26 @@ def _open(
             "another folder (keep.dir), or set keep.interval_steps=0 to do without"
         ) from failure
     return made[0]
+
+
+def _require_all_in_memory(assembly: Assembly) -> None:
+    """Raise RecipeError where a part of the state is only in checkpoints."""
+    if assembly.optimizer.placement == "disk":
+        raise RecipeError(
+            "keep.interval_steps: optimizer states are on disk (offload.optimizer), and a snapshot "
+            "would read all of them and hold them in memory; leave it at auto or 0, and lower "
+            "checkpoint.interval_steps instead"
+        )
+    if assembly.layout.island > 1:
+        raise RecipeError(
+            f"keep.interval_steps: with parallel.island={assembly.layout.island}, what islands "
+            "have agreed on and what is under way between them belongs to the state, and only "
+            "checkpoints keep it; leave it at auto or 0, and lower checkpoint.interval_steps "
+            "instead"
+        )
+    if assembly.replicas is not None:
+        raise RecipeError(
+            "keep.interval_steps: with comms.replica, what replicas have not sent yet belongs to "
+            "the state, and only checkpoints keep it; leave it at auto or 0, and lower "
+            "checkpoint.interval_steps instead"
+        )
