@@ -255,7 +255,7 @@ class Generations:
         failed = {members[f.rank].node_id for f in failures if f.kind != "raised"}
         alive = {node.node_id for node in living_nodes(ray.nodes())}
         nodes = {members[f.rank].node_id for f in failures if f.host_lost} | (failed - alive)
-        lost = {m.node_id: m for m in reversed(members.values()) if m.node_id in nodes}
+        lost = {m.node_id: m for m in members.values() if m.node_id in nodes}
         cause = first_failure(failures)
         self.incidents.hosts_lost([member.host for member in lost.values()], cause)
         self._staffing.lost_hosts(lost.values(), step=cause.step)

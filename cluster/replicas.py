@@ -30,7 +30,8 @@ _REST = 2.0
 """Pauses between blocks, times their length: a link is left alone for most of a copy, too."""
 
 _RECENT_STEPS = 20
-_LIMIT_S = 600.0
+_LIMIT_S = 3600.0
+_RESTARTS = 3
 _TELL_AFTER = 3
 """Failures in a row that are worth a word."""
 
@@ -113,7 +114,7 @@ class Replicas:
 
     def _start(self, node: str) -> Any:
         return (
-            ray.remote(max_restarts=0)(Keeper)
+            ray.remote(max_restarts=_RESTARTS)(Keeper)
             .options(
                 num_cpus=0,
                 max_concurrency=_THREADS,

@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Namespaces that reach each other and nothing else; gone afterwards, whatever happened."""
     variables = variables_without("RAY_")
+    # Ray would have its workers wait for everything else on the machine.
+    variables["RAY_worker_niceness"] = "0"
     variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
     with namespaces.two_hosts(variables) as hosts:
         yield hosts
