@@ -186,8 +186,13 @@ def start_ray(
         time.sleep(0.2)
     for host in others:
         join_ray(host, head, num_cpus=num_cpus)
+    await_nodes(head, 1 + len(others), timeout_s=timeout_s)
+
+
+def await_nodes(head: Host, count: int, *, timeout_s: float = 150) -> None:
+    """Return when so many nodes are there and the dashboard answers."""
     # Not `auto`: that finds any cluster whose processes are seen, and hosts see each other's.
-    words = [str(1 + len(others)), DASHBOARD, head.cluster]
+    words = [str(count), DASHBOARD, head.cluster]
     waited = head.run([sys.executable, "-c", _WAIT, *words], timeout_s=timeout_s)
     if waited.returncode:
         raise InfrastructureError(f"the hosts' Ray nodes did not come up: {waited.stderr}")
@@ -241,11 +246,13 @@ def _variables(folder: Path, token: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
-        # A host that is gone is noticed after 3 s, not after Ray's 15.
+        # Ray would have its workers wait for everything else on this machine.
+        "RAY_worker_niceness": "0",
+        # A host that is gone is noticed after 5 s, not after Ray's 15.
         "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
-        # A host whose head is gone gives up after 10 s, not after Ray's 60.
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+        "RAY_health_check_failure_threshold": "5",
+        # A host whose head is gone gives up after 20 s, not after Ray's 60.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     }
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.drills import namespaces
-from cluster.drills.namespaces import DASHBOARD, GCS_PORT, Host, join_ray, start_ray, why_not
+from cluster.drills.namespaces import (
+    DASHBOARD,
+    GCS_PORT,
+    Host,
+    await_nodes,
+    join_ray,
+    start_ray,
+    why_not,
+)
 from cluster.environment import variables_without
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "GCS_PORT",
     "ROOT",
     "Host",
+    "await_nodes",
     "join_ray",
     "start_ray",
     "two_hosts",
@@ -27,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Namespaces that reach each other and nothing else; gone afterwards, whatever happened."""
     variables = variables_without("RAY_")
-    # Ray would have its workers wait for everything else on the machine.
-    variables["RAY_worker_niceness"] = "0"
     variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
     with namespaces.two_hosts(variables) as hosts:
         yield hosts

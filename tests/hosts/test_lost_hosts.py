@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.hosts.namespaces import Host, join_ray, start_ray, two_hosts, why_not
+from tests.hosts.namespaces import Host, await_nodes, join_ray, start_ray, two_hosts, why_not
 
 REASON = why_not()
 
@@ -98,6 +98,7 @@ def test_a_run_lives_through_its_hosts_faults(hosts: tuple[Host, Host], tmp_path
 
     # All of it trained what an undisturbed run trains; that one loses its head.
     join_ray(other, head, num_cpus=1)
+    await_nodes(head, 2)
     keys = (f"cluster.address={head.cluster}", "checkpoint.interval_steps=20")
     whole = train(head, tmp_path, "whole", *keys)
     whole.until("an undisturbed run", lambda: whole.step() >= at + 50)
