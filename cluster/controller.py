@@ -60,6 +60,8 @@ class Controller:
     on_poll: Callable[[], None]
     """Called a few times a second; waits for nothing."""
 
+    more_ranks: Callable[[], bool]
+    """Whether a larger set of ranks is ready to go on; asked often, acts once."""
     clock: Callable[[], float] = time.monotonic
 
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
@@ -70,6 +72,7 @@ class Controller:
     _urgent: bool = field(default=True, init=False)
     _began_s: float = field(default=0.0, init=False)
     _stopping_s: float | None = field(default=None, init=False)
+    _regrouping: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._began_s = self._said_s = self.clock()
@@ -98,6 +101,7 @@ class Controller:
             self._watch_deadlines()
             self._watch_stop()
             self.on_poll()
+            self._watch_growth()
             self._urgent = self.group.pause(POLL_S)
 
     def _ask_if_due(self) -> Answers:
@@ -213,6 +217,12 @@ class Controller:
                 "cluster.stop_grace_s. The newest complete checkpoint is the one before"
             )
             raise WorkersFailed([self._blame(rank, error)])
+
+    def _watch_growth(self) -> None:
+        """Have the ranks leave at a step that is in memory once more of them could go on."""
+        if self._stopping_s is None and not self._regrouping and self.more_ranks():
+            self._regrouping = True
+            self.group.request_regroup()
 
     def _end_before_steps(self) -> None:
         """Raise StopRequested where no rank is at its steps: there is nothing to save."""

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import (
 from cluster.calls import end_of_process, plain_lines
 from cluster.exit_record import LAST_LINES
 from cluster.failure import Failure, failure_of
+from cluster.placement import nodes_of_bundles
 from cluster.preflight import Needs, Node
 from cluster.recovery.roster import Member
 from cluster.worker import TrainWorker
@@ -152,6 +153,13 @@ class Crew:
     def actors(self, members: Sequence[Member]) -> dict[int, Any]:
         """Their handles by number."""
         return {member.number: self._actors[member.number] for member in members}
+
+    def free_bundles(self) -> dict[int, str]:
+        """Places in the placement group without a process, and the node that has room for each: of
+        a lost node Ray moves them to another, once there is one with room."""
+        taken = {member.bundle for member in self._members.values()}
+        nodes = nodes_of_bundles(self._group)
+        return {bundle: node for bundle, node in nodes.items() if bundle not in taken}
 
     def dismiss(self, member: Member) -> None:
         """End one process at once, whatever it does."""

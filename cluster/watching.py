@@ -14,6 +14,7 @@ from cluster.reading import Place, Reading
 from cluster.view import RunView
 from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
 from cluster.watchdog.finding import Finding
+from cluster.watchdog.silences import Silences
 from cluster.watchdog.stacks import sentences
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import ExitCode
@@ -74,12 +75,15 @@ class Watching:
         agents.open(list(self._targets))
         self._seen: dict[int, RankEvidence] = {}
         self._heard_s = dict.fromkeys(self._ranks, clock())
+        self._silences = Silences()
         self._losses: list[LossPoint] = []
         self._memory: dict[str, HostMemory] = {}
+        self._step = 0
         self._told: set[tuple[str, int | None, str | None]] = set()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """A step was reported."""
+        self._step = record["step"]
         self._losses.append(
             LossPoint(step=record["step"], loss=record["loss"], grad_norm=record["grad_norm"])
         )
@@ -102,6 +106,10 @@ class Watching:
         for found in self._agents.observe(self._targets).values():
             self._seen.update(found)
             self._heard_s.update(dict.fromkeys(found, now_s))
+        for rank, own in self._ranks.items():
+            if self._agents.is_starting(own.place.node_id):
+                self._heard_s[rank] = now_s
+        self._tell_silences(now_s)
         evidence = ClusterEvidence(
             now_s=now_s,
             ranks={
@@ -117,6 +125,25 @@ class Watching:
         self._losses.clear()
         self._watchdog.observe(evidence)
         return [f for finding in self._watchdog.findings for f in self._act(finding)]
+
+    def _tell_silences(self, now_s: float) -> None:
+        """Say which host is out of reach while nothing is done about it yet."""
+        heard_s: dict[str, float] = {}
+        for rank, own in self._ranks.items():
+            host = own.place.host
+            heard_s[host] = max(self._heard_s[rank], heard_s.get(host, 0.0))
+        silent = {host: now_s - at_s for host, at_s in heard_s.items()}
+        for silence in self._silences.add(silent):
+            again = f"{silence.host} is heard of again, after {silence.seconds:.1f} s"
+            cause = f"nothing was heard of {silence.host} for {silence.seconds:.1f} s"
+            append_event(
+                self._events,
+                now_s=time.time(),
+                kind="host_heard" if silence.over else "host_silent",
+                step=self._step,
+                host=silence.host,
+                cause=again if silence.over else cause,
+            )
 
     def _act(self, finding: Finding) -> list[Failure]:
         if finding.kind not in ("lost", "hang"):

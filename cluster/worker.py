@@ -109,6 +109,10 @@ class TrainWorker:
         """Ask the training thread to save and end."""
         self._control.request_stop()
 
+    def request_regroup(self) -> None:
+        """Ask the training thread to end at a step that is in memory, for others to go on."""
+        self._control.request_regroup()
+
     def _outcome(self) -> Outcome | None:
         work = self._work
         if work is None or not work.done() or work.exception() is not None:

@@ -103,6 +103,11 @@ class WorkerGroup:
         refs = [actor.request_stop.remote() for actor in self._actors.values()]
         ray.wait(refs, num_returns=len(refs), timeout=_STOP_CALL_S)
 
+    def request_regroup(self) -> None:
+        """Ask all workers to end at a step that is in memory; does not wait."""
+        for actor in self._actors.values():
+            actor.request_regroup.remote()
+
     def drop(self, rank: int) -> None:
         """Ask this rank nothing more; it failed."""
         self._dropped.add(rank)

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.drills.disk import FillDisk
 from cluster.drills.faults import FAULTS, Fault, Target
+from cluster.drills.host_faults import HOST_FAULTS, HostPair, pair_for
 from cluster.drills.judge import Planted, Verdict, judge
+from recipes.load import load_recipe
 from trainer.config import RunConfig
 from trainer.errors import InfrastructureError, RecipeError
 from trainer.numeric.planted import Planted as PlantedGradient
@@ -56,13 +58,28 @@ class Drill:
     limit_s: float
     """Longest time of one run."""
 
+    cut_s: float = 3.0
+    """How long a link is cut."""
+
+    hosts: HostPair | None = None
+    """Where both run, for a fault of hosts; None on this machine as it is."""
+
 
 def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
     """Run both and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
-    undisturbed run fails or the fault could not be planted."""
-    if plan.name not in (*FAULTS, *PREPARED):
-        known = ", ".join(sorted((*FAULTS, *PREPARED)))
-        raise RecipeError(f"no drill is called {plan.name}; there are {known}")
+    undisturbed run fails or the fault could not be planted, ResourceError where a drill of hosts
+    cannot make two of them."""
+    if plan.name in HOST_FAULTS:
+        config = load_recipe(plan.recipe, plan.overrides).recipe.cluster
+        with pair_for(config) as hosts:
+            return _drill(replace(plan, hosts=hosts))
+    known = sorted({*FAULTS, *HOST_FAULTS, *PREPARED})
+    if plan.name not in known:
+        raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(known)}")
+    return _drill(plan)
+
+
+def _drill(plan: Drill) -> tuple[Verdict, RunFolder]:
     whole = _folder(plan, "undisturbed")
     code = _start(plan, "undisturbed").wait(plan.limit_s)
     if code != 0:
@@ -76,6 +93,8 @@ def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
 
 def _prepared(plan: Drill, whole: RunFolder, folder: RunFolder) -> Fault:
     """The fault, with what it needs before the run starts."""
+    if plan.hosts is not None:
+        return HOST_FAULTS[plan.name](plan.hosts, plan.cut_s)
     if plan.name == "nan":
         rank = _target(plan, whole, 0).rank
         gradient = PlantedGradient(step=plan.at_step + 1, rank=rank, factor="nan")
@@ -113,13 +132,15 @@ def _planted(plan: Drill, folder: RunFolder, target: Target) -> Planted:
     """A fault that comes now, or came in the step after `at_step`."""
     ended_s = {line["step"]: line["time"] for line in _lines(folder.metrics)}
     step = plan.at_step if plan.name == "nan" else max(ended_s)
-    nobody = plan.name in ("kill-controller", "fill-disk")
+    nobody = plan.hosts is not None or plan.name in ("kill-controller", "fill-disk")
+    host = target.host if plan.hosts is None else plan.hosts.names[1]
     return Planted(
         drill=plan.name,
         at_s=ended_s[step] if plan.name == "nan" else time.time(),
         step=step,
         rank=None if nobody else target.rank,
-        host=None if plan.name == "fill-disk" else target.host,
+        host=None if plan.name == "fill-disk" else host,
+        link=None if plan.hosts is None or plan.name == "lose-host" else plan.hosts.names,
     )
 
 
@@ -155,16 +176,17 @@ def _folder(plan: Drill, name: str) -> RunFolder:
 def _start(plan: Drill, name: str) -> "subprocess.Popen[bytes]":
     folder = _folder(plan, name)
     folder.root.mkdir(parents=True, exist_ok=True)
-    with (folder.root / "drill.log").open("ab") as log:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
-                *(f"run.name={name}", f"run.dir={plan.folder}"),
-                *_left_out(plan, name),
-            ],
-            stdout=log,
-            stderr=log,
+    words = [
+        *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
+        *(f"run.name={name}", f"run.dir={plan.folder}"),
+        *_left_out(plan, name),
+    ]
+    if plan.hosts is not None:
+        return plan.hosts.head.popen(
+            [*words, f"cluster.address={plan.hosts.head.cluster}"], folder.root / "drill.log"
         )
+    with (folder.root / "drill.log").open("ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log)
 
 
 def _left_out(plan: Drill, name: str) -> list[str]:

@@ -21,6 +21,7 @@ def drill(
     at_step: Annotated[int, typer.Option(help="Step after which the fault comes.")] = 10,
     seed: Annotated[int, typer.Option(help="Chooses the rank.")] = 0,
     limit_s: Annotated[float, typer.Option(help="Longest time of each of the two runs.")] = 900.0,
+    cut_s: Annotated[float, typer.Option(help="How long cut-link cuts.")] = 3.0,
     folder: Annotated[Path | None, typer.Option(help="Where to keep both runs.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,6 +39,7 @@ def drill(
             at_step=at_step,
             seed=seed,
             limit_s=limit_s,
+            cut_s=cut_s,
         )
     )
     record = {**asdict(verdict), "run_dir": str(run.root)}

@@ -27,7 +27,8 @@ class Outcome:
     """How training ended."""
 
     kind: str
-    """`finished`: all steps are done. `stopped`: asked to, and saved."""
+    """`finished`: all steps are done. `stopped`: asked to, and saved. `regrouped`: asked to leave
+    for another set of ranks, which goes on from memory, or from the checkpoint."""
 
     step: int
     """Steps of the run that are done."""
@@ -51,6 +52,10 @@ class Listeners:
     """Asked on every rank in every step; one yes stops all after that step."""
 
     host_memory_gib: Callable[[], float]
+
+    should_regroup: Callable[[], bool] = bool
+    """Asked on every rank in every step: whether another set of ranks is ready to go on. Not heard
+    with several islands."""
 
 
 @dataclass(frozen=True, kw_only=True)

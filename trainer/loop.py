@@ -34,6 +34,9 @@ def train(job: Job) -> Outcome:
         if verdict.stop and step < job.rules.total_steps:
             stopped = True
             break
+        kept = verdict.in_memory or job.saver.is_due(step, by_time=verdict.save)
+        if verdict.regroup and kept and step < job.rules.total_steps:
+            return leave_for_others(job)
     if not stopped:
         # The last steps may have been left out.
         job.progress.step = max(job.progress.step, job.rules.total_steps)
@@ -46,6 +49,19 @@ def train(job: Job) -> Outcome:
         kind="stopped" if stopped else "finished",
         step=job.progress.step,
         checkpoint=None if checkpoint is None else str(checkpoint),
+    )
+
+
+def leave_for_others(job: Job) -> Outcome:
+    """End at a step that is in memory or on disk; another set of ranks goes on from there."""
+    job.listeners.status.enter("stopping")
+    job.memory.settle()
+    job.saver.wait()
+    newest = job.saver.newest
+    return Outcome(
+        kind="regrouped",
+        step=job.progress.step,
+        checkpoint=None if newest is None else str(newest),
     )
 
 

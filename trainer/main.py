@@ -42,6 +42,7 @@ def run_job(
     host_memory_gib: Callable[[], float],
     on_report: Callable[[StepReport], None],
     board: Path | None = None,
+    should_regroup: Callable[[], bool] = bool,
 ) -> Outcome:
     """Train as `config` says. All ranks call it, once per process.
 
@@ -72,6 +73,7 @@ def run_job(
                 on_report=on_report,
                 should_stop=should_stop,
                 host_memory_gib=host_memory_gib,
+                should_regroup=should_regroup,
             )
             try:
                 outcome = _train(

@@ -88,6 +88,10 @@ class Saver:
         if self.is_due(step, by_time=by_time):
             self._begin(step)
 
+    def wait(self) -> None:
+        """Wait until all saves under way are on disk, or failed."""
+        self._settle(self._checkpointer.wait(), fatal=False)
+
     def finish(self, step: int) -> Path | None:
         """Save the end of the run and wait until all saves are on disk.
 

@@ -1,7 +1,6 @@
 """Whether a run has snapshots in memory, whether there is room for them, and whose they are."""
 
 import json
-import os
 import secrets
 import time
 from dataclasses import asdict
@@ -12,20 +11,18 @@ import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes
-from offload.host_memory import read_limits
 from trainer.assembly import Assembly
-from trainer.checkpoint.agreement import RanksFailed, agree, describe, exchange
-from trainer.checkpoint.share import Share, plan_share
+from trainer.checkpoint.agreement import RanksFailed, agree, exchange
+from trainer.checkpoint.share import plan_share
 from trainer.errors import RecipeError, ResourceError
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import clean, run_folder_in_memory
-from trainer.keeping.pieces import payload_bytes, place_pieces
 from trainer.keeping.record import Record, next_start, read_record, write_record
-from trainer.keeping.room import room_problem
-from trainer.keeping.slot import Owner, slot_bytes
+from trainer.keeping.slot import Owner
 from trainer.keeping.snapshots import Snapshots
 from trainer.keeping.source import SnapshotSource, find_snapshots
 from trainer.run_folder import RunFolder, append_event
+from trainer.snapshot_room import fitting_copies
 from trainer.state import tensors_to_fill
 
 
@@ -102,7 +99,7 @@ def open_snapshots(
         clean(in_memory)
     exchange(group, None)  # nobody makes files that a neighbour is about to delete
     try:
-        return _open(config, in_memory, environment, group, record, assembly, meta)
+        return _open(config, in_memory, folder.events, environment, group, record, assembly, meta)
     except (RecipeError, ResourceError) as error:
         if config.interval_steps != "auto":
             raise
@@ -131,12 +128,55 @@ def _forget_all(
 def _open(
     config: KeepingConfig,
     in_memory: Path,
+    events: Path,
     environment: RankEnvironment,
     group: dist.ProcessGroup,
     record: Record,
     assembly: Assembly,
     meta: dict[str, Any],
 ) -> Snapshots:
+    _require_all_in_memory(assembly)
+    share = plan_share(tensors_to_fill(assembly.weights, assembly.optimizer), group)
+    owner = Owner(
+        run=record.run,
+        generation=record.generation,
+        rank=environment.rank,
+        ranks=environment.world_size,
+    )
+    copies, problem = fitting_copies(config, share, environment, group)
+    if problem and environment.rank == 0:
+        append_event(
+            events, now_s=time.time(), kind="replicas_off", step=meta["step"], cause=problem
+        )
+    made: list[Snapshots] = []
+
+    def make() -> None:
+        made.append(
+            Snapshots(
+                in_memory,
+                owner,
+                share,
+                slots=config.slots,
+                meta=meta,
+                replicated=copies > 0,
+            )
+        )
+
+    try:
+        agree(group, "making room for snapshots", make)
+    except RanksFailed as failure:
+        for snapshots in made:
+            snapshots.close()
+            snapshots.remove()
+        raise ResourceError(
+            f"snapshots could not be set up in {config.dir}: {failure}. Make room there, name "
+            "another folder (keep.dir), or set keep.interval_steps=0 to do without"
+        ) from failure
+    return made[0]
+
+
+def _require_all_in_memory(assembly: Assembly) -> None:
+    """Raise RecipeError where a part of the state is only in checkpoints."""
     if assembly.optimizer.placement == "disk":
         raise RecipeError(
             "keep.interval_steps: optimizer states are on disk (offload.optimizer), and a snapshot "
@@ -156,60 +196,3 @@ def _open(
             "the state, and only checkpoints keep it; leave it at auto or 0, and lower "
             "checkpoint.interval_steps instead"
         )
-    share = plan_share(tensors_to_fill(assembly.weights, assembly.optimizer), group)
-    owner = Owner(
-        run=record.run,
-        generation=record.generation,
-        rank=environment.rank,
-        ranks=environment.world_size,
-    )
-    _require_room(config, share, environment, group)
-    made: list[Snapshots] = []
-
-    def make() -> None:
-        made.append(Snapshots(in_memory, owner, share, slots=config.slots, meta=meta))
-
-    try:
-        agree(group, "making room for snapshots", make)
-    except RanksFailed as failure:
-        for snapshots in made:
-            snapshots.close()
-            snapshots.remove()
-        raise ResourceError(
-            f"snapshots could not be set up in {config.dir}: {failure}. Make room there, name "
-            "another folder (keep.dir), or set keep.interval_steps=0 to do without"
-        ) from failure
-    return made[0]
-
-
-def _require_room(
-    config: KeepingConfig, share: Share, environment: RankEnvironment, group: dist.ProcessGroup
-) -> None:
-    """Raise ResourceError on all ranks where a host lacks the room."""
-    need_bytes = config.slots * slot_bytes(
-        description_bytes=256 * len(share.pieces),
-        payload_bytes=payload_bytes(place_pieces(share)),
-    )
-    needs = exchange(group, {"host": environment.host, "need_bytes": need_bytes})
-    here = [need["need_bytes"] for need in needs if need["host"] == environment.host]
-    problems = exchange(group, _problem(config, here))
-    found = sorted({problem for problem in problems if problem is not None})
-    if found:
-        raise ResourceError("; ".join(found))
-
-
-def _problem(config: KeepingConfig, needs_bytes: list[int]) -> str | None:
-    try:
-        room = os.statvfs(config.dir)
-        limits = read_limits()
-    except OSError as error:
-        return f"keep.dir={config.dir} cannot be used: {describe(error)}"
-    free_bytes = limits.free_bytes
-    if limits.cgroup_bytes is not None:
-        free_bytes = min(free_bytes, limits.cgroup_bytes)
-    return room_problem(
-        needs_bytes,
-        memory_bytes=free_bytes,
-        folder_bytes=room.f_bavail * room.f_frsize,
-        folder=config.dir,
-    )

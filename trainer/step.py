@@ -105,6 +105,8 @@ def _vote(job: Job, step: int, parts: LossParts, *, heard_stop: bool, heard_save
             bad_gradient=job.numeric.watch.take(),
             heard_stop=heard_stop,
             heard_save=heard_save,
+            regroup=job.islands is None and job.listeners.should_regroup(),
+            in_memory=job.memory.will_keep(step),
         ),
         rank=job.environment.rank % layout.island_ranks,
         world_size=layout.island_ranks,

@@ -46,6 +46,13 @@ class Ballot:
     heard_save: bool = False
     """What the first rank of an island heard from all islands; False elsewhere."""
 
+    regroup: bool = False
+    """Whether this rank was asked to leave at a step that is in memory, for another set of ranks to
+    go on."""
+
+    in_memory: bool = False
+    """Whether this rank will have this step in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -65,6 +72,12 @@ class Verdict:
     heard_stop: bool
     heard_save: bool
     """What all islands agreed on some steps ago; False where there is one."""
+
+    regroup: bool
+    """Whether some rank was asked to leave for another set of ranks."""
+
+    in_memory: bool
+    """Whether all ranks will have this step in memory."""
 
     bad_ranks: tuple[int, ...]
     """Ranks whose own losses are not finite; none where only the summed gradient is not."""
@@ -137,6 +150,8 @@ def vote(
         dropped=dropped,
         heard_stop=heard[0] > 0,
         heard_save=heard[1] > 0,
+        regroup=heard[2] > 0,
+        in_memory=heard[3] == world_size,
         bad_ranks=_ranks_with(_BAD_LOSS, health_sums, first_rank),
         bad_gradients=_ranks_with(_BAD_GRADIENT, health_sums, first_rank),
     )
@@ -159,6 +174,8 @@ def _scalars(ballot: Ballot) -> Tensor:
             ballot.dropped,
             float(ballot.heard_stop),
             float(ballot.heard_save),
+            float(ballot.regroup),
+            float(ballot.in_memory),
         ],
         dtype=torch.float64,
     )

@@ -21,6 +21,7 @@ TOLD = (
     "worker_hung",
     "worker_failed",
     "host_lost",
+    "host_silent",
     "straggler",
     "link_slow",
     "numeric_fault",
@@ -46,6 +47,8 @@ class Planted:
     step: int
     rank: int | None
     host: str | None
+    link: tuple[str, str] | None = None
+    """Both ends, where the fault lies between two hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Verdict:
     planted: Mapping[str, Any]
     losses_equal: bool
     named_right: bool
-    """Whether the event names the rank, or the host, of the fault."""
+    """Whether the event names the rank, the host, or the link or one of its ends, of the fault."""
 
 
 def judge(
@@ -85,9 +88,14 @@ def judge(
         lost_steps=_lost_steps(later, recovered),
         named={
             name: None if told is None else told.get(name)
-            for name in ("kind", "rank", "host", "phase", "cause")
+            for name in ("kind", "rank", "host", "link", "phase", "cause")
         },
-        planted={"rank": planted.rank, "host": planted.host, "step": planted.step},
+        planted={
+            "rank": planted.rank,
+            "host": planted.host,
+            "link": planted.link,
+            "step": planted.step,
+        },
         losses_equal=same_losses(losses, undisturbed, bound=CHANGED_LAYOUT_BOUND * changed),
         named_right=told is not None and _names(told, planted),
     )
@@ -118,4 +126,8 @@ def _names(event: Mapping[str, Any], planted: Planted) -> bool:
         return False
     if planted.rank is not None:
         return bool(event.get("rank") == planted.rank)
+    if planted.link is not None:
+        return sorted(event.get("link") or ()) == sorted(planted.link) or (
+            event.get("host") in planted.link
+        )
     return planted.host is None or bool(event.get("host") == planted.host)

@@ -72,6 +72,19 @@ class Incidents:
             )
         return fault
 
+    def hosts_lost(self, hosts: Sequence[str], failure: Failure) -> None:
+        """Hosts that are gone with everything on them."""
+        for host in hosts:
+            append_event(
+                self._events,
+                now_s=self._now(),
+                kind="host_lost",
+                step=failure.step,
+                host=host,
+                cause=failure.error,
+                detected_s=failure.detected_s,
+            )
+
     def step(self, record: dict[str, Any]) -> None:
         """A step was reported. The first one after a fault closes it."""
         step = int(record["step"])

@@ -23,7 +23,7 @@ from trainer.model.resolve import resolve_architecture
 from trainer.numeric.config import NumericConfig
 from trainer.reads import leaves_of
 
-DRIVER_KEYS = {"run.project", "run.sample_prompt"}
+DRIVER_KEYS = {"run.project", "run.sample_prompt", "keep.replica_share"}
 """Read by the driver, which these runs do without."""
 
 

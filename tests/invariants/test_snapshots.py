@@ -62,13 +62,17 @@ def test_a_killed_run_goes_on_from_memory_with_the_same_losses(tmp_path):
     offloaded = replace(config, offload=OffloadConfig(optimizer="host"))
     reported.append(_killed(offloaded, 2, step=9))
     reported.append(_killed(config, 2, step=15))
+    left, _ = train_on_ranks(config, 2, leave_after=2)
+    assert left.kind == "regrouped"
+    reported.append(left.step)
     moved = replace(config, parallel=ParallelConfig(shard=3))
     outcome, reports = train_on_ranks(moved, 3)
 
     assert outcome.step == STEPS
     assert reports[-1].tokens == undisturbed[-1].tokens
     resumed = _events(config, "resumed")
-    assert [event["place"] for event in resumed] == ["memory"] * 3
+    assert [event["place"] for event in resumed] == ["memory"] * 4
+    assert resumed[-1]["step"] == left.step
     for event, last in zip(resumed, reported, strict=True):
         assert last - 1 <= event["step"] <= last
     kept = resumed[-1]["step"]

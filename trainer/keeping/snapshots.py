@@ -30,7 +30,14 @@ from trainer.checkpoint.agreement import describe
 from trainer.checkpoint.share import Share, State, local_part
 from trainer.keeping.copying import Part, copy_parts, parts_between
 from trainer.keeping.folder import make_folder, rank_folder, remove_older
-from trainer.keeping.pieces import encode_description, encode_pieces, payload_bytes, place_pieces
+from trainer.keeping.hold import RESERVED_SLOTS, Hold, Rotation, read_hold
+from trainer.keeping.pieces import (
+    Placed,
+    encode_description,
+    encode_pieces,
+    payload_bytes,
+    place_pieces,
+)
 from trainer.keeping.slot import Owner, Slot
 from trainer.keeping.staging import DeviceStaging
 
@@ -48,10 +55,19 @@ class Snapshots:
     """
 
     def __init__(
-        self, folder: Path, owner: Owner, share: Share, *, slots: int, meta: dict[str, Any]
+        self,
+        folder: Path,
+        owner: Owner,
+        share: Share,
+        *,
+        slots: int,
+        meta: dict[str, Any],
+        replicated: bool = False,
     ) -> None:
-        """Raises OSError where there is no room or the folder is another user's."""
+        """`replicated` makes slots for steps that are copied to other hosts. Raises OSError where
+        there is no room or the folder is another user's."""
         self._folder, self._generation = folder, owner.generation
+        self._replicated = replicated
         self._placed = place_pieces(share)
         self._names = {place.piece.name for place in self._placed}
         self._pieces_json = encode_pieces(self._placed, share)
@@ -59,7 +75,9 @@ class Snapshots:
         place = rank_folder(folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks)
         make_folder(folder, place)
         self._place = place
-        self._slots = _slots(place, owner, slots, described, payload_bytes(self._placed))
+        reserved = RESERVED_SLOTS if replicated else 0
+        self._rotation = Rotation(slots, reserved)
+        self._slots = _slots(place, owner, slots + reserved, described, self._placed)
         self._parts: list[_Parts] = [((), []) for _ in self._slots]
         self._staging = DeviceStaging(self._placed)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
@@ -67,9 +85,6 @@ class Snapshots:
         self._taken = 0
         self.failure: str | None = None
         """Why no more snapshots are made."""
-
-        self.waited_s = 0.0
-        """How long `settle` has waited, all in all."""
 
     @property
     def taken(self) -> int:
@@ -91,7 +106,7 @@ class Snapshots:
         assert self._running is None, "settle comes before the next snapshot"
         if self.failure is not None:
             return
-        slot = self._taken % len(self._slots)
+        slot = self._rotation.next(step, self._hold())
         self._taken += 1
         sources = {
             name: local_part(tensor) for name, tensor in state.items() if name in self._names
@@ -110,14 +125,17 @@ class Snapshots:
             running.result()
         except _FAILURES as error:
             self.failure = describe(error)
-        seconds = perf_counter() - begin_s
-        self.waited_s += seconds
-        return seconds
+        return perf_counter() - begin_s
 
     def remove_older(self) -> None:
-        """Delete, on the thread, what earlier starts left on this host. For one rank per host, once
-        a snapshot of this start is whole on all ranks."""
-        self._thread.submit(remove_older, self._folder, self._generation)
+        """Delete, on the thread, what earlier starts left on this host, but for the step that other
+        hosts have copies of. For one rank per host, once a snapshot of this start is whole on all
+        ranks."""
+        kept = self._hold().kept
+        self._thread.submit(remove_older, self._folder, self._generation, but=kept)
+
+    def _hold(self) -> Hold:
+        return read_hold(self._folder) if self._replicated else Hold()
 
     def _copy(
         self,
@@ -156,8 +174,11 @@ class Snapshots:
         self._thread.shutdown()
 
 
-def _slots(place: Path, owner: Owner, count: int, described: int, size: int) -> list[Slot]:
+def _slots(
+    place: Path, owner: Owner, count: int, described: int, placed: Sequence[Placed]
+) -> list[Slot]:
     """Empty slots, all of them or none."""
+    size = payload_bytes(placed)
     try:
         return [
             Slot(place / f"slot-{n}", owner, description_bytes=described, payload_bytes=size)

@@ -61,3 +61,16 @@ def test_losses_are_equal_bit_for_bit_unless_the_ranks_changed() -> None:
     changed = event("layout_changed", 101.0, ranks=1)
     assert judge(PLANTED, [LOST, changed, BACK], other, LOSSES).losses_equal
     assert not same_losses(LOSSES[1:], LOSSES, bound=1.0)
+
+
+def test_a_link_is_named_by_both_ends_or_by_one_host() -> None:
+    cut = Planted(drill="slow-link", at_s=100.0, step=5, rank=None, host="b", link=("a", "b"))
+    for details, right in (
+        ({"link": ["b", "a"]}, True),
+        ({"link": ["a", "c"]}, False),
+        ({"link": None, "host": "b"}, True),
+        ({"link": None, "host": "c"}, False),
+    ):
+        verdict = judge(cut, [event("link_slow", 101.0, **details)], LOSSES, LOSSES)
+        assert verdict.named_right == right
+        assert verdict.lost_steps == 0
