@@ -196,7 +196,12 @@ def await_nodes(head: Host, count: int, *, timeout_s: float = 150) -> None:
     """Return when so many nodes are there and the dashboard answers."""
     # Not `auto`: that finds any cluster whose processes are seen, and hosts see each other's.
     words = [str(count), DASHBOARD, head.cluster]
-    waited = head.run([sys.executable, "-c", _WAIT, *words], timeout_s=timeout_s)
+    try:
+        waited = head.run([sys.executable, "-c", _WAIT, *words], timeout_s=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise InfrastructureError(
+            f"{count} Ray nodes are not up after {timeout_s:g} s; this machine may be too busy"
+        ) from error
     if waited.returncode:
         raise InfrastructureError(f"the hosts' Ray nodes did not come up: {waited.stderr}")
 
