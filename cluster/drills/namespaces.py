@@ -21,6 +21,9 @@ GCS_PORT = 6379
 DASHBOARD = "http://127.0.0.1:8265"
 """Of the head, seen from its own namespace."""
 
+_GIVE_UP = "RAY_gcs_rpc_server_reconnect_timeout_s=20"
+"""A host whose head is gone ends after so long, not after Ray's 60 s."""
+
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
@@ -193,7 +196,12 @@ def await_nodes(head: Host, count: int, *, timeout_s: float = 150) -> None:
     """Return when so many nodes are there and the dashboard answers."""
     # Not `auto`: that finds any cluster whose processes are seen, and hosts see each other's.
     words = [str(count), DASHBOARD, head.cluster]
-    waited = head.run([sys.executable, "-c", _WAIT, *words], timeout_s=timeout_s)
+    try:
+        waited = head.run([sys.executable, "-c", _WAIT, *words], timeout_s=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise InfrastructureError(
+            f"{count} Ray nodes are not up after {timeout_s:g} s; this machine may be too busy"
+        ) from error
     if waited.returncode:
         raise InfrastructureError(f"the hosts' Ray nodes did not come up: {waited.stderr}")
 
@@ -202,7 +210,7 @@ def join_ray(host: Host, head: Host, *, num_cpus: float) -> None:
     """Start a Ray node on `host`; it joins the cluster of `head` on its own time."""
     ray = str(Path(sys.executable).with_name("ray"))
     host.popen(
-        [ray, "start", f"--address={head.cluster}", *_of_node(host, num_cpus)],
+        ["env", _GIVE_UP, ray, "start", f"--address={head.cluster}", *_of_node(host, num_cpus)],
         host.folder / "ray.log",
     )
 
@@ -251,8 +259,6 @@ def _variables(folder: Path, token: Path) -> dict[str, str]:
         # A host that is gone is noticed after 5 s, not after Ray's 15.
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "5",
-        # A host whose head is gone gives up after 20 s, not after Ray's 60.
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     }
 
 

@@ -66,15 +66,15 @@ class Snapshots:
     ) -> None:
         """`replicated` makes slots for steps that are copied to other hosts. Raises OSError where
         there is no room or the folder is another user's."""
-        self._folder, self._generation = folder, owner.generation
-        self._replicated = replicated
+        self._folder, self._generation, self._replicated = folder, owner.generation, replicated
         self._placed = place_pieces(share)
         self._names = {place.piece.name for place in self._placed}
         self._pieces_json = encode_pieces(self._placed, share)
         described = len(encode_description(meta, self._pieces_json))
-        place = rank_folder(folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks)
+        self._place = place = rank_folder(
+            folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks
+        )
         make_folder(folder, place)
-        self._place = place
         reserved = RESERVED_SLOTS if replicated else 0
         self._rotation = Rotation(slots, reserved)
         self._slots = _slots(place, owner, slots + reserved, described, self._placed)
