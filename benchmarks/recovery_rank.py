@@ -132,7 +132,6 @@ def under_ray_train(folder: Path, recipe: str) -> None:
 
 def under_torchft(folder: Path, recipe: str) -> None:
     """A replica group of one process that torchrun started."""
-    from torchft import DistributedDataParallel as Managed
     from torchft import Manager, Optimizer, ProcessGroupGloo
 
     rank = int(os.environ["REPLICA_GROUP_ID"])
@@ -152,14 +151,18 @@ def under_torchft(folder: Path, recipe: str) -> None:
         state_dict=lambda: {"model": model.state_dict(), "optimizer": inner.state_dict()},
         replica_id=f"group_{rank}",
     )
-    spread, optimizer = Managed(manager, model), Optimizer(manager, inner)
+    optimizer = Optimizer(manager, inner)
     while True:
+        before = manager.current_step()
         optimizer.zero_grad()
-        _backward(spread, batch)
+        _backward(model, batch)
+        # One by one: the hook of torchft 0.2's own DDP fails an assertion when a peer is gone.
+        for work in [manager.allreduce(p.grad) for p in model.parameters() if p.grad is not None]:
+            work.wait()
         optimizer.step()
         # A step that was not committed is no step.
-        kind = "error" if manager.errored() else "step"
-        diary.write(kind, manager.current_step())
+        committed = manager.current_step() > before
+        diary.write("step" if committed else "error", manager.current_step())
 
 
 UNDER = {"torchrun": under_torchrun, "ray-train": under_ray_train, "torchft": under_torchft}
