@@ -22,8 +22,8 @@ from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 from trainer.status import Moment
 
-_THREADS = 4
-"""Of an actor: one waits for the end of its work while others answer."""
+_THREADS = 6
+"""Of an actor: one waits for the end of its work and one for messages while others answer."""
 
 
 @dataclass(kw_only=True)

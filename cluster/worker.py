@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -19,6 +20,7 @@ from cluster.host_memory import read_memory
 from cluster.network import free_port, interface_variables
 from cluster.rank import RankControl, RankJob, RankSpec
 from cluster.reading import Outcome, Reading
+from trainer.rl.messages import FromTrainer, ToTrainer
 
 logger = logging.getLogger("braid")
 
@@ -26,8 +28,8 @@ logger = logging.getLogger("braid")
 class TrainWorker:
     """One process that works as one rank, and after a fault as the same or another one.
 
-    Every method returns at once, but for `prepare`, which imports, and `watch`, which waits: the
-    actor needs threads.
+    Every method returns at once, but for `prepare`, which imports, and `watch` and `collect`, which
+    wait: the actor needs threads.
     """
 
     def __init__(self, address: str, log: str) -> None:
@@ -79,7 +81,8 @@ class TrainWorker:
             os.getpid(),
             environment.generation,
         )
-        self._spec, self._control, self._failure = spec, RankControl(), None
+        self._control = RankControl(environment.generation)
+        self._spec, self._failure = spec, None
         self._work = self._thread.submit(load(work), spec, self._control)
         self._work.add_done_callback(self._note_failure)
 
@@ -103,6 +106,19 @@ class TrainWorker:
             outcome=self._outcome(),
             failure=self._failure,
         )
+
+    def deliver(self, generation: int, first: int, messages: Sequence[ToTrainer]) -> None:
+        """Messages for the work of that generation; `first` is the number of the first."""
+        self._control.post.deliver(generation, first, messages)
+
+    def collect(self, generation: int, first: int, timeout_s: float) -> tuple[FromTrainer, ...]:
+        """Messages of the work of that generation from number `first` on. Waits for one, up to
+        `timeout_s`."""
+        return self._control.post.collect(generation, first, timeout_s)
+
+    def hang_up(self, generation: int) -> None:
+        """The work of that generation will get no messages any more."""
+        self._control.post.hang_up(generation)
 
     def request_stop(self) -> None:
         """Ask the training thread to save and end."""
