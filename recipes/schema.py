@@ -47,6 +47,8 @@ class Recipe(JobConfig):
             offload=self.offload,
             keep=self.keep,
             comms=self.comms,
+            rl=self.rl,
+            rollout=self.rollout,
         )
 
 

@@ -11,6 +11,8 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
 from trainer.keeping.config import KeepingConfig
 from trainer.model.config import ModelConfig
+from trainer.rl.config import RlConfig, RolloutConfig
+from trainer.rl.rules import Around, rewards_problem
 
 
 def _positive(section: str, **values: float) -> None:
@@ -189,6 +191,8 @@ class JobConfig:
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     keep: KeepingConfig = field(default_factory=KeepingConfig)
     comms: CommsConfig = field(default_factory=CommsConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
         for rule in (
@@ -199,6 +203,7 @@ class JobConfig:
             self._optimizer_rule,
             self._compression_rule,
             self._island_rule,
+            self._reward_rule,
         ):
             rule()
 
@@ -274,6 +279,18 @@ class JobConfig:
                 f"{key} makes {sequences} sequences a step, which parallel.island={islands} cannot "
                 f"share evenly; choose {key}={low * unit} or {(low + islands) * unit}"
             )
+
+    def _reward_rule(self) -> None:
+        around = Around(
+            steps=self.train.steps,
+            max_tokens_per_device=self.train.max_tokens_per_device,
+            max_context_tokens=None if self.model.path else self.model.max_context_tokens,
+            data=self.data,
+            parallel=self.parallel,
+        )
+        problem = rewards_problem(self.rl, self.rollout, around)
+        if problem is not None:
+            raise ValueError(problem)
 
     def _context_rule(self) -> None:
         if self.model.path is None and self.data.seq_len > self.model.max_context_tokens:

@@ -20,6 +20,7 @@ from trainer.job import Listeners, Outcome
 from trainer.loop import train
 from trainer.metrics import JsonlSink, Sink, StepReport
 from trainer.reads import ReadLog, require_read
+from trainer.rl.mail import TrainerMail
 from trainer.run_folder import RunFolder, append_event
 from trainer.status import Status
 from trainer.telemetry import recording
@@ -41,13 +42,15 @@ def run_job(
     host_memory_gib: Callable[[], float],
     on_report: Callable[[StepReport], None],
     board: Path | None = None,
+    mail: TrainerMail | None = None,
 ) -> Outcome:
     """Train as `config` says. All ranks call it, once per process.
 
     `explicit` maps the keys that the user set to where they were set; one that nothing reads is a
     RecipeError before the first step. `sinks` are used on rank 0, beside the run folder's own.
     `board` is a file in this host's memory in which the process tells what it does; it can be read
-    while the process is stuck.
+    while the process is stuck. `mail` is how rank 0 of a run by rewards talks with the rest of it;
+    other ranks have none.
     """
     log = ReadLog()
     config = log.watch(config)

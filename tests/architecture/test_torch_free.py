@@ -38,6 +38,7 @@ PURE = (
     "comms/weights/plan.py",
     "trainer/rl/ledger.py",
     "trainer/rl/ledger_records.py",
+    "trainer/rl/rules.py",
     "trainer/rl/sizing.py",
     "trainer/rl/staleness.py",
     "cluster/drills/judge.py",
