@@ -62,6 +62,9 @@ class Controller:
     progress: Progress
     watching: Watching
     on_step: Callable[[dict[str, Any]], None]
+    check_others: Callable[[], None] = lambda: None
+    """Raises what ended a process that is none of the ranks."""
+
     clock: Callable[[], float] = time.monotonic
 
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
@@ -99,6 +102,7 @@ class Controller:
                 outcome = self._seen[0].reading.outcome
                 assert outcome is not None
                 return outcome
+            self.check_others()
             self._watch_deadlines()
             self._watch_stop()
             self._urgent = self.group.pause(POLL_S)

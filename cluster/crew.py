@@ -42,7 +42,7 @@ class Crew:
 
     def __init__(self, group: PlacementGroup, needs: Needs, folder: RunFolder, work: str) -> None:
         self._group = group
-        self._needs = needs
+        self.needs = needs
         self._folder = folder
         self._work = work
         self._members: dict[int, Member] = {}
@@ -76,9 +76,9 @@ class Crew:
         actor = ray.remote(max_restarts=0, max_task_retries=0)(TrainWorker)
         self._actors[member.number] = actor.options(
             max_concurrency=_THREADS,
-            num_cpus=self._needs.cpus if bundle is None or bundle < self._needs.workers else 0,
-            num_gpus=self._needs.gpus,
-            memory=self._needs.memory_bytes or None,
+            num_cpus=self.needs.cpus if bundle is None or bundle < self.needs.workers else 0,
+            num_gpus=self.needs.gpus,
+            memory=self.needs.memory_bytes or None,
             scheduling_strategy=self._strategy(member),
         ).remote(node.address, str(self._folder.log("worker", member.number)))
         self._members[member.number] = member

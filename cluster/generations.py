@@ -7,6 +7,7 @@ here is who works and how often it went wrong.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
 
@@ -23,6 +24,7 @@ from cluster.recovery.budget import Allowance, pause_s, refusal, story, worth_a_
 from cluster.recovery.incidents import Incidents
 from cluster.recovery.roster import Member, Roster, first_roster, next_roster
 from cluster.recovery.shrink import largest_job
+from cluster.rl.conducting import Conducting
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
@@ -66,6 +68,8 @@ class Generations:
     phases: Phases
     view: RunView
     stop: StopSignals
+    conducting: Conducting | None = None
+    """Of a run by rewards."""
 
     incidents: Incidents = field(init=False)
     _progress: Progress = field(default_factory=Progress, init=False)
@@ -92,6 +96,8 @@ class Generations:
                 try:
                     return self._one(roster, job)
                 except WorkersFailed as error:
+                    if self.conducting is not None:
+                        self.conducting.lost()
                     roster, job = self._recover(roster, error.failures)
                     self._number += 1
         finally:
@@ -139,6 +145,8 @@ class Generations:
             events=self.run.folder.events,
         )
         group.begin(self.run.work, specs, self.run.folder, waiting)
+        if self.conducting is not None:
+            self.conducting.began(self._number, self.crew.actor(roster.members[0]))
         controller = Controller(
             group=group,
             limits=self.means.limits,
@@ -147,12 +155,22 @@ class Generations:
             events=self.run.folder.events,
             progress=self._progress,
             watching=watching,
-            on_step=self.incidents.step,
+            on_step=self._on_step,
+            check_others=self._check_others,
         )
         try:
             return controller.supervise()
         finally:
             self.phases.current = controller.phase
+
+    def _on_step(self, record: dict[str, Any]) -> None:
+        self.incidents.step(record)
+        if self.conducting is not None:
+            self.conducting.step(record)
+
+    def _check_others(self) -> None:
+        if self.conducting is not None:
+            self.conducting.check(self.view)
 
     def _recover(self, before: Roster, failures: Sequence[Failure]) -> tuple[Roster, JobConfig]:
         """Who goes on, and with what. Raises WorkersFailed or GaveUp where nobody does."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -18,7 +19,7 @@ from cluster.environment import replace, set_unless_set
 from cluster.failure import Failure, failure_of
 from cluster.host_memory import read_memory
 from cluster.network import free_port, interface_variables
-from cluster.rank import RankControl, RankJob, RankSpec
+from cluster.rank import RankControl, RankSpec
 from cluster.reading import Outcome, Reading
 from trainer.rl.messages import FromTrainer, ToTrainer
 
@@ -148,12 +149,11 @@ class TrainWorker:
         )
 
 
-def load(work: str) -> RankJob:
+def load(work: str) -> Any:
     """Import `module:function`. By name, since what imports torch takes seconds to import: workers
     do so side by side, and the driver never."""
     module, function = work.split(":")
-    job: RankJob = vars(importlib.import_module(module))[function]
-    return job
+    return vars(importlib.import_module(module))[function]
 
 
 def redirect_output(log: Path) -> None:

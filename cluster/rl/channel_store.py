@@ -4,9 +4,7 @@ The driver itself imports no torch. Like the store of the training ranks it know
 listens on the address of its host alone, which is the loopback on a cluster of one machine.
 """
 
-import importlib
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.preflight import Node
+from cluster.worker import load
 
 
 class ChannelStore:
@@ -24,7 +23,7 @@ class ChannelStore:
 
     def open(self, address: str) -> int:
         """Serve on a free port of `address`, and say which."""
-        make: Callable[..., object] = vars(importlib.import_module("torch.distributed"))["TCPStore"]
+        make = load("torch.distributed:TCPStore")
         listener = socket.create_server(
             (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET, backlog=256
         )

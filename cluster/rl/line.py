@@ -45,7 +45,7 @@ class Line(Generic[Out, In]):
     def take(self, done: "Collection[ray.ObjectRef[Any]]") -> tuple[In, ...]:
         """Messages in the answers that have come. Raises RayError where the actor has ended."""
         if self._delivering is not None and self._delivering in done:
-            self._delivered()
+            self._delivered(self._delivering)
         if self._collecting is None or self._collecting not in done:
             return ()
         asked, self._collecting = self._collecting, None
@@ -56,10 +56,10 @@ class Line(Generic[Out, In]):
         self._received += len(found)
         return found
 
-    def _delivered(self) -> None:
-        delivering, self._delivering = self._delivering, None
+    def _delivered(self, call: "ray.ObjectRef[Any]") -> None:
+        self._delivering = None
         try:
-            ray.get(delivering)
+            ray.get(call)
         except ActorUnavailableError:
             self._under_way = 0
         else:

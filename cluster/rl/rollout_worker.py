@@ -1,6 +1,5 @@
 """The actor around one process that samples: it starts the work in a thread and passes messages."""
 
-import importlib
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from cluster.environment import replace, set_unless_set
 from cluster.failure import Failure, failure_of
 from cluster.network import interface_variables
 from cluster.post import Post
-from cluster.worker import redirect_output
+from cluster.worker import load, redirect_output
 from trainer.config import JobConfig
 from trainer.rl.messages import FromRollout, ToRollout
 from trainer.status import Moment
@@ -89,14 +88,14 @@ class RolloutWorker:
         logger.info("%s on %s, process %d", spec.name, spec.host, os.getpid())
         if spec.devices:
             replace("CUDA_VISIBLE_DEVICES", ",".join(spec.devices))
-        module, function = work.split(":")
-        job: RolloutJob = vars(importlib.import_module(module))[function]
+        job: RolloutJob = load(work)
         self._spec = spec
         self._work = self._thread.submit(job, spec, self._control)
 
     def watch(self) -> Failure | None:
         """Return when the work is over: why it failed, or None where it was asked to end."""
-        assert self._work is not None and self._spec is not None
+        assert self._work is not None
+        assert self._spec is not None
         wait_for([self._work])
         error = self._work.exception()
         if error is None:
@@ -121,5 +120,3 @@ class RolloutWorker:
     def request_stop(self) -> None:
         """Ask the work to end."""
         self._control.request_stop()
-
-

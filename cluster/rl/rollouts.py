@@ -74,14 +74,14 @@ class _Occupant:
     seat: Seat
     host: str
     actor: Any
-    asked: Ref | None
+    asked: "Ref | None"
     """Whether it is there, then whether its work began."""
 
     began_s: float | None = None
     """When it was asked to begin its work; None while Ray looks for room."""
 
     line: "Line[ToRollout, FromRollout] | None" = None
-    watch: Ref | None = None
+    watch: "Ref | None" = None
 
     @property
     def refs(self) -> list[Ref]:
@@ -128,6 +128,11 @@ class Rollouts:
     def processes(self) -> Mapping[str, Any]:
         """Actors of the workers that are up."""
         return {name: one.actor for name, one in self._occupants.items() if one.line is not None}
+
+    def host_of(self, name: str) -> str:
+        """Machine of a worker; empty where there is none of that name."""
+        occupant = self._occupants.get(name)
+        return "" if occupant is None else occupant.host
 
     def send(self, name: str, messages: Sequence[ToRollout]) -> None:
         """To one that is up; nothing to one that is gone."""
@@ -176,7 +181,7 @@ class Rollouts:
         self._starts[seat.index] = start + 1
         name = f"rollout-{seat.index}" + (f".{start}" if start else "")
         actor = ray.remote(max_restarts=0, max_task_retries=0)(RolloutWorker)
-        made = actor.options(
+        made: Any = actor.options(
             max_concurrency=_THREADS,
             num_cpus=seat.cpus,
             num_gpus=seat.gpus,
@@ -195,7 +200,8 @@ class Rollouts:
         try:
             if occupant.asked is not None:
                 return self._starting(occupant, done, happened)
-            assert occupant.line is not None and occupant.watch is not None
+            assert occupant.line is not None
+            assert occupant.watch is not None
             messages = occupant.line.take(done)
             if messages:
                 happened.messages.append((occupant.name, messages))
@@ -240,9 +246,7 @@ class Rollouts:
 def _lost(
     occupant: _Occupant, reason: str, exit_code: ExitCode = ExitCode.INFRASTRUCTURE
 ) -> LostRollout:
-    return LostRollout(
-        name=occupant.name, host=occupant.host, reason=reason, exit_code=exit_code
-    )
+    return LostRollout(name=occupant.name, host=occupant.host, reason=reason, exit_code=exit_code)
 
 
 def _death(occupant: _Occupant, error: RayError) -> LostRollout:

@@ -9,6 +9,7 @@ def sample(spec: RolloutSpec, control: RolloutControl) -> None:
     run_rollouts(
         spec.job,
         name=spec.name,
+        host=spec.host,
         device=spec.device,
         threads=spec.threads,
         inbox=control.post.inbox,
