@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
-from comms.groups import broadcast_bytes, device_of, own_group, side_group
+from comms.groups import broadcast_bytes, device_of, side_group
 from comms.ledger import Ledger
 from comms.telemetry.recorder import Recorder
 from parallel.experts.placement import loan_cost_rows
@@ -18,12 +18,10 @@ from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
-from trainer.data.stream import TokenStream
 from trainer.data.tokenizer import Tokenizer
 from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
-from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
@@ -35,10 +33,11 @@ from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
 from trainer.progress import Progress
 from trainer.resume import Restored, restore
+from trainer.rl.mail import TrainerMail
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
-from trainer.schedule import build_schedule
 from trainer.snapshot_opening import find_own_snapshots, folder_of, open_snapshots
+from trainer.step_sources import open_steps, schedule_of
 from trainer.stopwatch import Stopwatch
 
 PHASES = {"begin": "rounds", "summed": "vote", "voted": "update", "updated": "report"}
@@ -53,9 +52,11 @@ def build(
     corpus: Corpus,
     listeners: Listeners,
     recorder: Recorder | None = None,
+    mail: TrainerMail | None = None,
 ) -> Job:
     """Make every part and join them. All ranks call it, after joining the default group. With
-    `recorder`, what the job does can be read from outside while it does it."""
+    `recorder`, what the job does can be read from outside while it does it; `mail` is rank 0's in a
+    run that learns by rewards."""
     listeners.status.enter("building")
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
@@ -83,6 +84,9 @@ def build(
     )
     links = open_links(environment, assembly.layout, folder, step=progress.step)
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
+    steps = open_steps(
+        config, environment, assembly, corpus, planner, arithmetic, progress, listeners, mail
+    )
     ledger.take()
     return Job(
         environment=environment,
@@ -91,7 +95,8 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
+        feed=steps.feed,
+        followers=steps.followers,
         saver=saver,
         memory=memory,
         elastic=open_elastic(assembly, planner),
@@ -141,7 +146,7 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
         max_skipped_steps=config.train.max_skipped_steps,
         max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
-        schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
+        schedule=schedule_of(config),
         seed=config.run.seed,
         linear_flops_per_token=linear_flops,
         quadratic_flops=quadratic_flops,
@@ -254,34 +259,3 @@ def open_saver(
         else:
             saver.found(restored.on_disk)
     return saver
-
-
-def open_feed(
-    config: JobConfig,
-    environment: RankEnvironment,
-    assembly: Assembly,
-    corpus: Corpus,
-    planner: Planner,
-    arithmetic: BatchArithmetic,
-    progress: Progress,
-) -> StepFeed:
-    """The stream from the first step that is still to do, prepared on a group of its own."""
-    stream = TokenStream(
-        corpus,
-        config.data,
-        seed=config.run.seed,
-        sequences_per_step=arithmetic.sequences_per_step,
-    )
-    layout = assembly.layout
-    group = own_group(layout.islands(), backend="gloo")
-    assert group is not None
-    return StepFeed(
-        stream,
-        planner,
-        data_rank=layout.data_rank(environment.rank),
-        island=layout.island_of(environment.rank),
-        islands=layout.island,
-        group=group,
-        first_step=progress.step + 1,
-        last_step=config.train.steps,
-    )

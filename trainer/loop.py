@@ -7,8 +7,8 @@ import torch
 
 from comms.groups import device_of
 from trainer.errors import NumericError
-from trainer.feed import StepWork
-from trainer.job import Job, Outcome
+from trainer.feed import AskedToStop, StepWork
+from trainer.job import Job, Outcome, StepDone
 from trainer.memory import device_memory_gib
 from trainer.metrics import StepReport
 from trainer.model.config import Architecture
@@ -22,20 +22,10 @@ def train(job: Job) -> Outcome:
     if job.saver.newest is None:
         job.saver.rehearse(job.progress.step)
     job.listeners.status.enter("first_step", job.progress.step)
-    stopped = False
-    ended_s = time.perf_counter()
-    for step in job.remaining_steps():
-        verdict, ended_s = run_step(job, step, ended_s=ended_s)
-        job.ledger.enter("save")
-        refuse_endless_skipping(job, verdict)
-        if job.saver.is_due(step, by_time=verdict.save):
-            publish_rest(job)
-        job.saver.save_if_due(step, by_time=verdict.save)
-        job.memory.save_if_due(step)
-        job.listeners.status.enter("training", step)
-        if verdict.stop and step < job.rules.total_steps:
-            stopped = True
-            break
+    try:
+        stopped = run_steps(job)
+    except AskedToStop:
+        stopped = True
     job.listeners.status.enter("stopping")
     publish_rest(job)
     job.memory.settle()
@@ -48,13 +38,30 @@ def train(job: Job) -> Outcome:
     )
 
 
+def run_steps(job: Job) -> bool:
+    """Train the remaining steps; whether the run was asked to stop before the last."""
+    ended_s = time.perf_counter()
+    for step in job.remaining_steps():
+        verdict, ended_s = run_step(job, step, ended_s=ended_s)
+        job.ledger.enter("save")
+        refuse_endless_skipping(job, verdict)
+        if job.saver.is_due(step, by_time=verdict.save):
+            publish_rest(job)
+        job.saver.save_if_due(step, by_time=verdict.save)
+        job.memory.save_if_due(step)
+        job.listeners.status.enter("training", step)
+        if verdict.stop and step < job.rules.total_steps:
+            return True
+    return False
+
+
 def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     """Train one step and report it; the verdict, and when it ended.
 
     `ended_s` is when the step before ended, so that nothing between two steps goes uncounted.
     """
     begin_s = time.perf_counter()
-    job.ledger.begin_step(step, "data")
+    job.ledger.begin_step(step, job.feed.phase(step))
     work = job.feed.take(step)
     data_s = time.perf_counter() - begin_s
     job.ledger.begin_work(job.rules.flops(work.own_tokens, work.own_squared_tokens))
@@ -63,6 +70,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     advance(job, work, result.verdict)
     rearrange_experts(job, step, result.verdict)
     now_s = time.perf_counter()
+    tell_followers(job, step, trained_s=now_s - begin_s - data_s, waited_s=data_s)
     report = make_report(job, work, result, data_s=data_s, step_s=now_s - ended_s)
     if job.environment.rank % job.assembly.layout.island_ranks == 0:
         job.planner.observe(report.plan, report.measured)
@@ -100,6 +108,13 @@ def rearrange_experts(job: Job, step: int, verdict: Verdict) -> None:
         )
 
 
+def tell_followers(job: Job, step: int, *, trained_s: float, waited_s: float) -> None:
+    """Say that the step is done, and give its weights to those who work with them."""
+    job.followers.follow(
+        StepDone(step=step, newest=job.saver.newest, trained_s=trained_s, waited_s=waited_s)
+    )
+
+
 def make_report(
     job: Job, work: StepWork, result: StepResult, *, data_s: float, step_s: float
 ) -> StepReport:
@@ -133,6 +148,7 @@ def make_report(
         activations=result.activations,
         exchanged=result.exchanged,
         islands=result.islands,
+        figures=work.figures.with_sums(verdict.figures),
     )
 
 

@@ -75,7 +75,7 @@ def run_job(
             )
             try:
                 outcome = _train(
-                    config, environment, tokenizer, corpus, listeners, log, explicit, recorder
+                    config, environment, tokenizer, corpus, listeners, log, explicit, recorder, mail
                 )
             finally:
                 leave()
@@ -105,6 +105,7 @@ def _train(
     log: ReadLog,
     explicit: Mapping[str, str],
     recorder: Recorder | None,
+    mail: TrainerMail | None,
 ) -> Outcome:
     job = build(
         config,
@@ -113,6 +114,7 @@ def _train(
         corpus=corpus,
         listeners=listeners,
         recorder=recorder,
+        mail=mail,
     )
     with closing(job):
         require_read(log, explicit)

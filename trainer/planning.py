@@ -94,7 +94,8 @@ def _assigning_planner(
     activation: Activation = "keep"
     if assembly.activation_kinds == ("recompute",):
         activation = "recompute"
-    if config.parallel.sp == 1 and packing_of(config.data) != "single":
+    one_length = packing_of(config.data) != "single" and not config.rl.enabled
+    if config.parallel.sp == 1 and one_length:
         return FixedPlanner(
             layout=assembly.layout,
             arithmetic=arithmetic,

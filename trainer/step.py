@@ -75,6 +75,7 @@ def train_step(job: Job, work: StepWork) -> StepResult:
             save=job.saver.due_by_time(),
             expert_load=parts.expert_load / layout.tp,
             dropped=float(parts.dropped) / layout.tp,
+            figures=parts.figures / layout.tp,
             heard_stop=heard_stop,
             heard_save=heard_save,
         ),

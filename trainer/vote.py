@@ -36,6 +36,9 @@ class Ballot:
     dropped: float = 0.0
     """Of these, tokens that experts had no room for."""
 
+    figures: Tensor | None = None
+    """fp32 [F], sums that an objective reports; None for none. As many on all ranks."""
+
     heard_stop: bool = False
     heard_save: bool = False
     """What the first rank of an island heard from all islands; False elsewhere."""
@@ -55,6 +58,9 @@ class Verdict:
 
     dropped: float
     """Of these assignments, those that experts had no room for."""
+
+    figures: tuple[float, ...]
+    """Sums that an objective reports, over all ranks."""
 
     heard_stop: bool
     heard_save: bool
@@ -90,7 +96,8 @@ def vote(
     # The gradients are sums already: one rank's NaN is in everybody's norm, but in its loss alone.
     health[rank] = 0.0 if math.isfinite(ballot.loss_sum + ballot.aux_sum) else 1.0
     load = ballot.expert_load.to("cpu", torch.float64)
-    urn = torch.cat([scalars, health, load.flatten()])
+    figures = torch.zeros(0) if ballot.figures is None else ballot.figures
+    urn = torch.cat([scalars, health, figures.to("cpu", torch.float64), load.flatten()])
     if world_size > 1:
         group = dist.group.WORLD if group is None else group
         assert group is not None
@@ -99,6 +106,7 @@ def vote(
         with ledger.recorded("vote", "all_reduce", sent_bytes, group):
             dist.all_reduce(urn, group=group)
     scalar_count = scalars.numel()
+    voted = scalar_count + world_size
     sums = urn[:scalar_count].tolist()
     loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped, *heard = sums
     if steps != world_size * ballot.step or squares != world_size * ballot.step**2:
@@ -112,8 +120,9 @@ def vote(
         grad_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
         stop=stop > 0,
         save=save > 0,
-        expert_load=urn[scalar_count + world_size :].view(load.shape).float(),
+        expert_load=urn[voted + figures.numel() :].view(load.shape).float(),
         dropped=dropped,
+        figures=tuple(urn[voted : voted + figures.numel()].tolist()),
         heard_stop=heard[0] > 0,
         heard_save=heard[1] > 0,
         bad_ranks=tuple(
