@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.rl.ledger_records import Kept
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<i4"),
     "loss_mask": np.dtype("<i1"),
     "log_probs": np.dtype("<f4"),
