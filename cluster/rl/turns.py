@@ -192,12 +192,12 @@ class Turns:
         for request in actions.rewards:
             assert self._rewards is not None
             self._rewards.submit(request)
+        told = {event.get("worker"): event.get("cause") for event in actions.events}
         for name in actions.replace:
-            self._replace(name)
+            self._replace(name, str(told.get(name)))
 
-    def _replace(self, name: str) -> None:
+    def _replace(self, name: str, reason: str) -> None:
         """End a worker that the conductor counts as lost already."""
-        reason = "it did not take new weights in time"
         host = self._parts.rollouts.host_of(name)
         self._parts.rollouts.dismiss(name)
         self._count(
