@@ -33,6 +33,9 @@ from trainer.spread import require_layout
 WORK = "cluster.training:train_rank"
 """What every rank does, as `module:function`."""
 
+ROLLOUT_WORK = "cluster.rl.sampling:sample"
+"""What every process that samples does."""
+
 
 def launch(
     job: JobConfig,
@@ -44,6 +47,7 @@ def launch(
     recipe_text: str,
     view: RunView,
     work: str = WORK,
+    rollout_work: str = ROLLOUT_WORK,
 ) -> ExitCode:
     """Run `job` on `cluster` to its end and return the exit code; exit.json says the same.
 
@@ -68,6 +72,7 @@ def launch(
         origins=origins,
         folder=folder,
         work=work,
+        rollout_work=rollout_work,
     )
     with held(folder):
         resume = decide_resume(job.run.resume, folder)

@@ -24,9 +24,6 @@ from trainer.rl.conducting.conductor import Conductor
 from trainer.rl.config import RolloutConfig
 from trainer.rl.tasks.build import build_task
 
-WORK = "cluster.rl.sampling:sample"
-"""What every process that samples does, as `module:function`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutMeans:
@@ -62,8 +59,6 @@ def conducting(
     means: RolloutMeans,
     here: Node,
     project: str,
-    *,
-    work: str = WORK,
 ) -> Iterator[Conducting]:
     """The conducting thread at work, with the processes that sample; all ended on leaving.
 
@@ -77,7 +72,7 @@ def conducting(
         find_node=lambda bundle: find_node(group, bundle),
         spec_of=lambda seat, name, host: spec_of(run.job, seat, name, host, crew.needs),
         folder=run.folder,
-        work=work,
+        work=run.rollout_work,
         start_limit_s=means.start_limit_s,
     )
 

@@ -121,7 +121,9 @@ class Turns:
 
     def end(self) -> None:
         """Keep what was answered since the last step's batch left."""
-        write_state(self._parts.folder, self._conductor.snapshot())
+        state = self._conductor.snapshot()
+        if state["ledger"] is not None:
+            write_state(self._parts.folder, state)
 
     def _await(self, refs: "list[ray.ObjectRef[Any]]") -> "set[ray.ObjectRef[Any]]":
         rewarding = self._rewards is not None and self._rewards.under_way
