@@ -153,7 +153,7 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
 
 def _data(source: str) -> str:
     # Not an error: a recipe is often checked on another machine than it runs on.
-    found = source == "python_stdlib" or any(glob.iglob(os.path.expanduser(source)))
+    found = source in ("python_stdlib", "task") or any(glob.iglob(os.path.expanduser(source)))
     return source if found else f"{source}, which is not on this machine"
 
 
@@ -165,6 +165,11 @@ def host_memory_bytes() -> int:
 def vocabulary_rows(loaded: LoadedRecipe) -> int:
     """Size of the tokenizer that the recipe will use, without reading any data."""
     data, model = loaded.recipe.data, loaded.recipe.model
+    if data.tokenizer == "bytes":
+        # Only here, so that most recipes are checked without the tokenizer library.
+        from trainer.data.tokenizer import byte_tokenizer
+
+        return byte_tokenizer().vocab_size
     source = model.path if data.tokenizer == "auto" else data.tokenizer
     if source is None:
         return data.vocab_size

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ from trainer.errors import InfrastructureError
 from trainer.job import Listeners, Outcome
 from trainer.loop import train
 from trainer.metrics import JsonlSink, Sink, StepReport
-from trainer.reads import ReadLog, require_read
+from trainer.reads import ReadLog, leaves_of, require_read
 from trainer.rl.mail import TrainerMail
+from trainer.rl.tasks.solved import with_solved_questions
 from trainer.run_folder import RunFolder, append_event
 from trainer.status import Status
 from trainer.telemetry import recording
@@ -53,7 +55,12 @@ def run_job(
     other ranks have none.
     """
     log = ReadLog()
-    config = log.watch(config)
+    # Before reads are noted: it reads keys that only count where the source is the task.
+    data = with_solved_questions(config.data, config.rl.task, seed=config.run.seed)
+    if data is not config.data:
+        log.note("data.task_questions", *(name for name, _ in leaves_of(config.rl.task, "rl.task.")))
+    config = log.watch(replace(config, data=data))
+    note_other_roles(log, config)
     folder = RunFolder.of(config.run)
     torch.set_num_threads(environment.threads)
     with recording(board, environment, status) as recorder:
@@ -81,6 +88,13 @@ def run_job(
                 leave()
         status.enter("done")
         return outcome
+
+
+def note_other_roles(log: ReadLog, config: JobConfig) -> None:
+    """Count as read what is meant for the other roles of a run by rewards, where it is one."""
+    if config.rl.enabled:
+        log.note(*(name for name, _ in leaves_of(config.rl, "rl.")))
+        log.note(*(name for name, _ in leaves_of(config.rollout, "rollout.")))
 
 
 def meet(environment: RankEnvironment) -> None:
