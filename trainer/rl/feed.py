@@ -121,7 +121,7 @@ class RewardFeed:
             self._next = self._thread.submit(self._prepare, step + 1)
         waited_s = time.perf_counter() - begin_s
         own = {"timing_s/trainer_wait": waited_s, **self._publisher.take_figures()}
-        known = {**own, **found.figures.known}
+        known = {**found.figures.known, **own}
         return replace(found, figures=replace(found.figures, known=known))
 
     def close(self) -> None:
