@@ -6,6 +6,8 @@ The ranks and those who sample compute nothing here, so that what is tried out i
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,48 +16,11 @@ from typing import Any
 
 import pytest
 
-from cluster.config import ClusterConfig
-from cluster.launch import launch
-from cluster.recovery.config import RecoveryConfig
-from cluster.watchdog.config import WatchdogConfig
+from tests.cluster.rl.driver import PROMPTS, STEPS, job, run
 from tests.cluster.rl.payloads import history
-from trainer.config import JobConfig, RunConfig, TrainConfig
+from trainer.config import RunConfig
 from trainer.errors import ExitCode
-from trainer.rl.config import RlConfig, RolloutConfig
 from trainer.run_folder import RunFolder
-
-STEPS, PROMPTS = 20, 3
-
-
-def job(folder: Path, name: str, **rollout: Any) -> JobConfig:
-    return JobConfig(
-        run=RunConfig(name=name, dir=str(folder)),
-        train=TrainConfig(steps=STEPS),
-        rl=RlConfig(
-            enabled=True,
-            prompts_per_step=PROMPTS,
-            samples_per_prompt=2,
-            max_staleness=2,
-            max_prompt_tokens=8,
-        ),
-        rollout=RolloutConfig(
-            **{"workers": 2, "cpus_per_worker": 0.1, "max_new_tokens": 8} | rollout
-        ),
-    )
-
-
-def run(job: JobConfig, view: Any, *, rollout_work: str = "sample") -> ExitCode:
-    return launch(
-        job,
-        ClusterConfig(address="auto", num_workers=1, cpus_per_worker=0.5),
-        watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(),
-        origins={},
-        recipe_text="run: {}\n",
-        view=view,
-        work="tests.cluster.rl.payloads:train",
-        rollout_work=f"tests.cluster.rl.payloads:{rollout_work}",
-    )
 
 
 def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
@@ -137,3 +102,20 @@ def test_more_losses_than_allowed_end_the_run_with_their_story(
     cause = view.failures[0]["cause"]
     assert "rollout.max_restarts is 0" in cause
     assert events(folder, "failed")[-1]["code"] == ExitCode.WATCHDOG
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_driver_goes_on_where_its_ledger_was(tmp_path: Path) -> None:
+    folder = RunFolder.of(RunConfig(name="killed", dir=str(tmp_path)))
+    command = [sys.executable, "-m", "tests.cluster.rl.driver", str(tmp_path)]
+    with (tmp_path / "driver.log").open("wb") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log)
+        while len(history(folder)) < 8:
+            time.sleep(0.01)
+            assert first.poll() is None
+        first.kill()
+        first.wait()
+        assert subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0
+    assert_each_prompt_once(folder)
+    assert len(events(folder, "ranks_started")) == 2
+    assert events(folder, "ledger_restarted") == []
