@@ -142,6 +142,8 @@ class RewardFeed:
 
     def _prepare(self, step: int) -> StepWork | Publish | Stop:
         order = self._orders.next()
+        if isinstance(order, Publish):
+            self._publisher.give_up()
         if not isinstance(order, TrainOn):
             return order
         if order.version != self._version(step):

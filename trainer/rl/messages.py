@@ -125,6 +125,9 @@ class Published:
     seconds: Mapping[str, float]
     """Per part: pack, wire, agree, total."""
 
+    prefix: str = ""
+    """Of the channel; empty for the newest one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishFailed:
@@ -134,6 +137,9 @@ class PublishFailed:
     reason: str
     culprits: tuple[str, ...]
     """Names, as in the channel's place, of those that failed."""
+
+    prefix: str = ""
+    """Of the channel; empty for the newest one."""
 
 
 FromTrainer: TypeAlias = TrainerReady | Committed | Published | PublishFailed
