@@ -10,9 +10,10 @@ Guarantees, each asserted in tests/trainer/rl/test_feed.py:
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
-from threading import Event
+from threading import Event, Thread
+from typing import TypeAlias
 
 import torch.distributed as dist
 
@@ -28,6 +29,11 @@ from trainer.rl.work import WorkMaker
 
 LOOK_S = 0.2
 """Between two looks at whether the run was asked to stop."""
+
+CLOSE_S = 5.0
+"""Longest wait for the thread to end."""
+
+Found: TypeAlias = StepWork | Publish | Stop
 
 PAUSE_S = 30.0
 """After so long without an order the other ranks hear that there is none yet: a collective may not
@@ -97,8 +103,8 @@ class RewardFeed:
         self._trainers = trainers
         self._supervised_steps = supervised_steps
         self._last_step = last_step
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
-        self._next: Future[StepWork | Publish | Stop] | None = None
+        self._next: Future[Found] | None = None
+        self._thread: Thread | None = None
 
     def phase(self, step: int) -> str:
         """Waiting for those that sample."""
@@ -111,23 +117,28 @@ class RewardFeed:
         begin_s = time.perf_counter()
         if self._next is None:
             self._report_ready(step)
-            self._next = self._thread.submit(self._prepare, step)
+            self._next = self._begin(step)
         while isinstance(found := self._next.result(), Publish):
             self._publisher.open(found.channel, self._version(step))
-            self._next = self._thread.submit(self._prepare, step)
+            self._next = self._begin(step)
         if isinstance(found, Stop):
             raise AskedToStop(f"step {step} was not begun")
         if step < self._last_step:
-            self._next = self._thread.submit(self._prepare, step + 1)
+            self._next = self._begin(step + 1)
         waited_s = time.perf_counter() - begin_s
         own = {"timing_s/trainer_wait": waited_s, **self._publisher.take_figures()}
         known = {**found.figures.known, **own}
         return replace(found, figures=replace(found.figures, known=known))
 
     def close(self) -> None:
-        """End the wait for a batch that is not trained any more, and the thread."""
+        """End the wait for a batch that is not trained any more.
+
+        All ranks stop waiting once the first does; one that closes alone, for an error of its own,
+        leaves the thread behind.
+        """
         self._orders.close()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
 
     def _report_ready(self, step: int) -> None:
         if self._mail is None:
@@ -140,8 +151,26 @@ class RewardFeed:
         """The weights' before `step`."""
         return step - 1 - self._supervised_steps
 
-    def _prepare(self, step: int) -> StepWork | Publish | Stop:
+    def _begin(self, step: int) -> Future[Found]:
+        """Prepare `step` on a thread that dies with the process: no error of this rank's may wait
+        for an order that never comes."""
+        found: Future[Found] = Future()
+
+        def prepare() -> None:
+            try:
+                found.set_result(self._prepare(step))
+            except BaseException as error:
+                # Raised where the step is taken.
+                found.set_exception(error)
+
+        self._thread = Thread(target=prepare, name="rewards", daemon=True)
+        self._thread.start()
+        return found
+
+    def _prepare(self, step: int) -> Found:
         order = self._orders.next()
+        if isinstance(order, Publish):
+            self._publisher.give_up()
         if not isinstance(order, TrainOn):
             return order
         if order.version != self._version(step):

@@ -7,7 +7,7 @@ fresh tokens is 1 whatever the sampler left out; those that correct for sampling
 decoupled_ppo) weigh by what was sampled from. Temperature, top-k and top-p are the difference, and
 `trust/mask` shows how large it is.
 
-Guarantees, each asserted in tests/trainer/rl/test_judging.py:
+Guarantees, each asserted in tests/trainer/rl/test_rounds.py:
 - values of rounds and ranks add up to the objective of the whole step;
 - figures of tokens that are not trained count nowhere.
 """

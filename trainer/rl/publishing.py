@@ -4,9 +4,11 @@ Guarantees, each asserted in tests/trainer/rl/test_publishing.py:
 - workers get the weights as they were when their step was done, however soon they change;
 - each element is given by one rank, whatever the layout, and replicas share the sending;
 - a publication that fails is told with who failed, and training goes on without a channel until
-  another is opened.
+  another is opened;
+- a publication that waits for a worker which is gone ends when another channel is asked for.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from comms.weights.agreement import WeightTransferError
 from comms.weights.blocks import Block
-from comms.weights.channel import WeightChannel
+from comms.weights.channel import WeightChannel, abandon
 from comms.weights.meeting import Meeting
 from comms.weights.plan import Member, Part
 from comms.weights.transfer import Bill, Packed
@@ -40,7 +42,7 @@ class Failure:
 
 class Publisher:
     """This rank's side of the channel to the workers. The training thread of every rank calls each
-    method alike."""
+    method alike, but for `give_up`."""
 
     def __init__(
         self, weights: Weights, *, rank: int, host: str, deadline_s: float, tell: Tell
@@ -51,8 +53,10 @@ class Publisher:
         self._host = host
         self._deadline_s = deadline_s
         self._tell = tell
-        self._names: tuple[str, ...] = ()
+        self._place: ChannelPlace | None = None
         self._channel: WeightChannel | None = None
+        self._transfers = 0
+        self._given_up = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._sending: Future[Failure | None] | None = None
         self._figures: dict[str, float] = {}
@@ -61,7 +65,7 @@ class Publisher:
         """Meet the workers at `place` and give them the weights as they are, as `version`."""
         self._settle()
         self._leave()
-        self._names = place.names
+        self._place, self._transfers, self._given_up = place, 0, False
         try:
             self._channel = WeightChannel.open(
                 Meeting(self._store(place), self._rank, place.names, place.prefix),
@@ -69,7 +73,7 @@ class Publisher:
                 deadline_s=self._deadline_s,
             )
         except (WeightTransferError, dist.DistError) as error:
-            self._fail(version, failure_of(error, self._names))
+            self._fail(version, failure_of(error, place.names), place)
             return
         self.publish(version)
 
@@ -77,11 +81,26 @@ class Publisher:
         """Give the weights as they are, where a channel is open: packed now, sent meanwhile."""
         begin_s = time.perf_counter()
         self._settle()
-        if self._channel is None:
+        if self._channel is None or self._place is None or self._given_up:
             return
         packed = self._channel.pack(version, blocks_of(given(self._weights)))
-        self._sending = self._thread.submit(self._send, self._channel, packed)
+        self._transfers += 1
+        self._sending = self._thread.submit(self._send, self._channel, packed, self._place)
         self._figures["publish/train_pause_s"] = time.perf_counter() - begin_s
+
+    def give_up(self) -> None:
+        """Have no one wait in the present channel any more: another will be opened. The thread that
+        hears of it calls this, while the training thread may be waiting."""
+        self._given_up, place = True, self._place
+        if place is None:
+            return
+        with contextlib.suppress(dist.DistError):
+            abandon(
+                self._store(place),
+                place.prefix,
+                transfers=self._transfers,
+                reason="another channel is to be opened",
+            )
 
     def take_figures(self) -> dict[str, float]:
         """Of the last publication; on rank 0."""
@@ -106,22 +125,29 @@ class Publisher:
             self._channel.close()
         self._channel = None
 
-    def _send(self, channel: WeightChannel, packed: Packed) -> Failure | None:
+    def _send(
+        self, channel: WeightChannel, packed: Packed, place: ChannelPlace
+    ) -> Failure | None:
         try:
             bill = channel.publish(packed.version, packed, deadline_s=self._deadline_s)
         except (WeightTransferError, dist.DistError) as error:
-            failure = failure_of(error, self._names)
-            self._fail(packed.version, failure)
+            failure = failure_of(error, place.names)
+            self._fail(packed.version, failure, place)
             return failure
         if self._rank == 0:
             self._figures["publish/seconds"] = bill.total_s
-            self._tell(published(bill))
+            self._tell(published(bill, place))
         return None
 
-    def _fail(self, version: int, failure: Failure) -> None:
+    def _fail(self, version: int, failure: Failure, place: ChannelPlace) -> None:
         if self._rank == 0:
             self._tell(
-                PublishFailed(version=version, reason=failure.reason, culprits=failure.culprits)
+                PublishFailed(
+                    version=version,
+                    reason=failure.reason,
+                    culprits=failure.culprits,
+                    prefix=place.prefix,
+                )
             )
 
     def _store(self, place: ChannelPlace) -> dist.Store:
@@ -141,9 +167,10 @@ def failure_of(error: RuntimeError, names: tuple[str, ...]) -> Failure:
     return Failure(str(error), tuple(names[rank] for rank in error.culprits))
 
 
-def published(bill: Bill) -> Published:
+def published(bill: Bill, place: ChannelPlace) -> Published:
     """What to say of a transfer."""
     return Published(
+        prefix=place.prefix,
         version=bill.version,
         sent_bytes=bill.sent_bytes,
         seconds={

@@ -3,11 +3,12 @@
 Guarantees, each asserted in tests/trainer/rl/test_work.py:
 - every sample, and every pair, is trained once, on ranks that hold it together;
 - denominators are counts of the whole step, the same on every rank;
+- a step without any sample has a loss of 0 and zero gradients;
 - an episode that no group of ranks can hold is a DataError that names the keys to change.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from parallel.sequence.stretches import padding_multiple, token_ranges
 from trainer.errors import DataError
 from trainer.feed import StepWork
 from trainer.figures import StepFigures
-from trainer.planner.plan import SequenceGroup, StepPlan
+from trainer.planner.plan import Round, SequenceGroup, StepPlan
 from trainer.rl.batch import PolicyBatch, StepForm, input_tokens, pack_samples, trained_tokens
 from trainer.rl.judging import FIGURES
 from trainer.rl.messages import Sample, TrainOn
@@ -54,7 +55,7 @@ class WorkMaker:
         units: Units = order.pairs or tuple((place,) for place in range(len(order.samples)))
         lengths = [sum(input_tokens(order.samples[i]) for i in unit) for unit in units]
         self._require_room(lengths)
-        plan = self.choose(step, lengths)
+        plan = _with_rounds(self.choose(step, lengths))
         groups = tuple(r.group_of(self.data_rank) for r in plan.rounds)
         form = self._form(order, units)
         shares = [(lengths[i], g.size) for g in groups for i in g.sequences]
@@ -117,6 +118,11 @@ class WorkMaker:
             return whole
         position = self.data_rank - group.first_rank
         return whole.share(token_ranges(whole.sequence_ends[-1], group.attention, position))
+
+
+def _with_rounds(plan: StepPlan) -> StepPlan:
+    """A step without samples has one round of padding: all ranks run the same collectives."""
+    return plan if plan.rounds else replace(plan, rounds=(Round(groups=()),))
 
 
 def _figures(order: TrainOn, form: StepForm) -> StepFigures:

@@ -104,7 +104,7 @@ class Partner:
 
     def _join(self, ready: TrainerReady, version: int) -> None:
         names = (*(f"trainer {rank}" for rank in range(ready.trainers)), "rollout")
-        place = ChannelPlace("127.0.0.1", self._store.port, f"w/{version}", names, ready.trainers)             if False else ChannelPlace(
+        place = ChannelPlace(
             host="127.0.0.1",
             port=self._store.port,
             prefix=f"w/{version}",
