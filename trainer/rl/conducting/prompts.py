@@ -214,9 +214,9 @@ class Prompts:
         step = self.step_number(self.ledger.next_step)
         learning = Learning(tuple(g.verdict for g in (*groups, *self._figures.left_out)))
         faults = learning.count(Use.FAULT)
-        if faults and faults == len(learning.verdicts):
+        if self._gives_up() and faults == len(learning.verdicts):
             raise DataError(
-                f"none of the {faults} groups of step {step} has rewards, the last: "
+                f"none of the {faults} groups for step {step} has rewards, the last: "
                 f"{learning.verdicts[-1].reason}; correct the reward function or the task"
             )
         pairs = "" if has_samples else "the step learned nothing: no answer is better than another"

@@ -127,6 +127,8 @@ class SimTrainer:
     outbox: deque = field(default_factory=deque)
     place: object = None
     publishing: bool = False
+    heard: bool = False
+    """Whether it was heard of: what is said before is to the ranks that were there before."""
 
 
 class World:
@@ -192,8 +194,8 @@ class World:
         assert actions.persist or not any(isinstance(m, TrainOn) for m in actions.to_trainer)
         for message in actions.to_trainer:
             self.publishes += isinstance(message, Publish)
-            self.outstanding += isinstance(message, TrainOn)
-            if self.trainer is not None:
+            if self.trainer is not None and self.trainer.heard:
+                self.outstanding += isinstance(message, TrainOn)
                 self.trainer.inbox.append(message)
         for name, messages in actions.to_rollouts.items():
             for message in messages:
@@ -263,6 +265,7 @@ class World:
 
     def trainer_tells(self):
         message = self.trainer.outbox.popleft()
+        self.trainer.heard = True
         self.do(self.conductor.on_trainer(message, self.now_s))
 
     def trainer_takes(self):
