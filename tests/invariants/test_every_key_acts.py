@@ -140,4 +140,5 @@ def test_every_key_is_read_by_some_run(tmp_path):
         names, unread = _unread(config, ranks)
         every |= names
         read |= names - unread
-    assert every - read == set()
+    # Those of runs by rewards are in test_every_reward_key_acts.py.
+    assert {key for key in every - read if not key.startswith(("rl.", "rollout."))} == set()
