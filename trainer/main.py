@@ -58,7 +58,9 @@ def run_job(
     # Before reads are noted: it reads keys that only count where the source is the task.
     data = with_solved_questions(config.data, config.rl.task, seed=config.run.seed)
     if data is not config.data:
-        log.note("data.task_questions", *(name for name, _ in leaves_of(config.rl.task, "rl.task.")))
+        log.note(
+            "data.task_questions", *(name for name, _ in leaves_of(config.rl.task, "rl.task."))
+        )
     config = log.watch(replace(config, data=data))
     note_other_roles(log, config)
     folder = RunFolder.of(config.run)

@@ -77,3 +77,15 @@ def test_a_lone_rank_needs_no_group():
     verdict = vote(_ballot(0), rank=0, world_size=1)
     assert verdict.commit
     assert verdict.grad_norm == 2.0
+
+
+def _with_figures(rank: int) -> tuple[tuple[float, ...], list[list[float]]]:
+    ballot = _ballot(rank, figures=torch.tensor([1.0, 10.0 * rank]))
+    verdict = vote(ballot, rank=rank, world_size=3)
+    return verdict.figures, verdict.expert_load.tolist()
+
+
+def test_figures_are_summed_beside_the_loads():
+    for figures, load in run_on_ranks(3, _with_figures):
+        assert figures == (3.0, 30.0)
+        assert load == [[3.0] * 3] * 2

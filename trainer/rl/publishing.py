@@ -125,9 +125,7 @@ class Publisher:
             self._channel.close()
         self._channel = None
 
-    def _send(
-        self, channel: WeightChannel, packed: Packed, place: ChannelPlace
-    ) -> Failure | None:
+    def _send(self, channel: WeightChannel, packed: Packed, place: ChannelPlace) -> Failure | None:
         try:
             bill = channel.publish(packed.version, packed, deadline_s=self._deadline_s)
         except (WeightTransferError, dist.DistError) as error:
