@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +16,15 @@ from comms.weights.meeting import Meeting
 from comms.weights.plan import Member
 from tests.trainer.rl.rollout.tiny import decoder
 from trainer.rl.mailbox import Mailbox
-from trainer.rl.messages import Committed, Publish, Published, PublishFailed, TrainerReady
+from trainer.rl.messages import (
+    ChannelPlace,
+    Committed,
+    Join,
+    Publish,
+    Published,
+    PublishFailed,
+    TrainerReady,
+)
 from trainer.rl.rollout.weights import taken_parts
 from trainer.rl.rollout.worker import run_rollouts
 
@@ -211,3 +220,32 @@ class Stage:
         for hand in self.hands.values():
             hand.thread.join(20.0)
         self.trainer_thread.join(20.0)
+
+
+class Giver:
+    """Rank 0 of a channel, in a thread, which only gives."""
+
+    def __init__(self, store, workers=("w0",), prefix="weights/0"):
+        host, port = store
+        names = ("trainer 0", *workers)
+        self.place = ChannelPlace(host=host, port=port, prefix=prefix, names=names, trainers=1)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._channel = None
+
+    def join(self, rank=1):
+        return Join(channel=self.place, rank=rank)
+
+    def give(self, version, model):
+        """Resolves once all have it."""
+        return self._thread.submit(self._give, version, model)
+
+    def _give(self, version, model):
+        if self._channel is None:
+            member = Member(host="here", gives=taken_parts(model))
+            self._channel = member_channel(self.place, 0, member)
+        weights = {name: [value.detach()] for name, value in model.state_dict().items()}
+        return self._channel.publish(version, weights, deadline_s=20.0)
+
+    def close(self):
+        self._thread.submit(lambda: self._channel and self._channel.close()).result()
+        self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""The guarantees of trainer/rl/rollout: prompt_run.py, one_answer.py and answering.py."""
+"""The guarantees of prompt_run.py, one_answer.py and answering.py in trainer/rl/rollout."""
 
 import json
 
