@@ -1,6 +1,6 @@
 """One answer to a prompt: an episode in its environment, turn after turn. No torch.
 
-Guarantees, each asserted in tests/trainer/rl/rollout/test_one_answer.py:
+Guarantees, each asserted in tests/trainer/rl/rollout/test_answering.py:
 - an answer that goes on from what was kept of it has the tokens, log-probabilities and versions
   that were kept, and its environment is where it was;
 - an episode is never longer than the rules allow: it ends, cut, before;

@@ -1,6 +1,6 @@
 """All answers to one prompt: which requests an engine gets for them, and what is told. No torch.
 
-Guarantees, each asserted in tests/trainer/rl/rollout/test_prompt_run.py:
+Guarantees, each asserted in tests/trainer/rl/rollout/test_answering.py:
 - answers whose text so far is the same are one request, so that an engine shares its blocks;
 - requests are a function of the prompt's number, the run's seed and what was kept;
 - the tokens of an episode are handed to the engine as they are, never text made of them.

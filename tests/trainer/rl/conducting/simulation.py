@@ -1,4 +1,4 @@
-"""Trainers, workers and reward functions in a seeded world in which anything is lost at any message.
+"""Trainers, workers and reward functions in a seeded world where anything is lost at any message.
 
 Messages of a party are delivered in order, whenever the schedule says, and are lost with it. A
 token is the name of the weights that drew it: versions that are trained again are other weights.
