@@ -27,6 +27,7 @@ from trainer.checkpoint.resume import Resume, decide_resume
 from trainer.config import JobConfig
 from trainer.errors import BraidError, ExitCode, InfrastructureError, ResourceError
 from trainer.planner.batch import batch_of
+from trainer.rl.describing import explain
 from trainer.run_folder import RunFolder, append_event, write_atomically
 from trainer.spread import require_layout
 
@@ -84,6 +85,8 @@ def launch(
             return already_done(run, resume.candidates[0], view)
         claim(folder, recipe_text)
         view.note(batch_of(job, cluster.num_workers).explain())
+        if job.rl.enabled:
+            view.note(explain(job.rl, job.rollout, steps=job.train.steps))
         set_unless_set(RAY_DEFAULTS)
         if cluster.address == "local":
             set_unless_set(LOOPBACK_DEFAULTS)

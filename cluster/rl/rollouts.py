@@ -4,7 +4,7 @@ Used by the conducting thread alone. Nothing here waits.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -77,6 +77,9 @@ class _Occupant:
     asked: "Ref | None"
     """Whether it is there, then whether its work began."""
 
+    process: int = 0
+    """Its number on its host."""
+
     began_s: float | None = None
     """When it was asked to begin its work; None while Ray looks for room."""
 
@@ -124,15 +127,14 @@ class Rollouts:
         """What to wait for."""
         return [ref for occupant in self._occupants.values() for ref in occupant.refs]
 
-    @property
-    def processes(self) -> Mapping[str, Any]:
-        """Actors of the workers that are up."""
-        return {name: one.actor for name, one in self._occupants.items() if one.line is not None}
-
     def host_of(self, name: str) -> str:
         """Machine of a worker; empty where there is none of that name."""
         occupant = self._occupants.get(name)
         return "" if occupant is None else occupant.host
+
+    def process_of(self, name: str) -> int:
+        """Number, on its host, of the process of one that is up."""
+        return self._occupants[name].process
 
     def send(self, name: str, messages: Sequence[ToRollout]) -> None:
         """To one that is up; nothing to one that is gone."""
@@ -220,9 +222,9 @@ class Rollouts:
             late = occupant.began_s is not None and now_s - occupant.began_s > self._start_limit_s
             told = f"not ready after {self._start_limit_s:g} s (cluster.deadlines.starting_s)"
             return _lost(occupant, told) if late else None
-        ray.get(occupant.asked)
+        answer = ray.get(occupant.asked)
         if occupant.began_s is None:
-            occupant.began_s = now_s
+            occupant.began_s, occupant.process = now_s, answer
             spec = self._spec_of(occupant.seat, occupant.name, occupant.host)
             occupant.asked = occupant.actor.begin.remote(self._work, spec)
             return None

@@ -86,6 +86,7 @@ def conducting(
             folder=run.folder,
             rollouts=rollouts,
             max_restarts=means.max_restarts,
+            supervised_steps=run.job.rl.supervised_steps,
             open_store=open_store,
             open_rewards=(lambda: RewardPool(reward)) if reward.function else None,
             conductor=lambda place, state: conductor_of(run.job, place, state),

@@ -62,6 +62,7 @@ class Parts:
     folder: RunFolder
     rollouts: Rollouts
     max_restarts: int
+    supervised_steps: int
     open_store: Callable[[], tuple[str, int]]
     """Host and port of the store of channels, once it serves."""
 
@@ -159,7 +160,20 @@ class Turns:
             self._act(self._conductor.rollout_lost(lost.name, lost.reason, self._clock()))
             self._count(lost)
         for name in happened.up:
+            self._tell_start(name)
             self._act(self._conductor.rollout_up(name, self._clock()))
+
+    def _tell_start(self, name: str) -> None:
+        version = self._conductor.status()["version"]
+        append_event(
+            self._parts.folder.events,
+            now_s=time.time(),
+            kind="rollout_started",
+            step=0 if version is None else self._parts.supervised_steps + version,
+            worker=name,
+            host=self._parts.rollouts.host_of(name),
+            process=self._parts.rollouts.process_of(name),
+        )
 
     def _count(self, lost: LostRollout) -> None:
         """Raises RolloutsLostError where it was one too many."""

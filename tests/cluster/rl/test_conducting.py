@@ -37,12 +37,12 @@ def assert_each_prompt_once(folder: RunFolder) -> None:
     assert sorted(numbers) == list(range(STEPS * PROMPTS))
 
 
-def process_of(folder: RunFolder, log: str) -> int:
-    """The newest one that wrote so to this log."""
-    lines = (folder.root / "logs" / log).read_text().splitlines()
-    return int(
-        [line for line in lines if ", process " in line][-1].split(", process ")[1].split(",")[0]
-    )
+def newest_process(folder: RunFolder, who: str) -> int:
+    """Of `rollout-0`, or of the first rank."""
+    if who != "rank":
+        started = [e for e in events(folder, "rollout_started") if e["worker"].startswith(who)]
+        return int(started[-1]["process"])
+    return int(events(folder, "ranks_started")[-1]["ranks"][0]["process"])
 
 
 def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
@@ -56,8 +56,8 @@ def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread
     return thread
 
 
-def kill(folder: RunFolder, log: str) -> Callable[[], None]:
-    return lambda: os.kill(process_of(folder, log), signal.SIGKILL)
+def kill(folder: RunFolder, who: str) -> Callable[[], None]:
+    return lambda: os.kill(newest_process(folder, who), signal.SIGKILL)
 
 
 @pytest.mark.timeout(120)
@@ -67,8 +67,8 @@ def test_killed_workers_and_ranks_cost_no_prompt(
     broken = job(tmp_path, "broken")
     folder = RunFolder.of(broken.run)
     threads = [
-        when(lambda: len(history(folder)) >= 4, kill(folder, "rollout-0.log")),
-        when(lambda: len(history(folder)) >= 10, kill(folder, "worker-0.log")),
+        when(lambda: len(history(folder)) >= 4, kill(folder, "rollout-0")),
+        when(lambda: len(history(folder)) >= 10, kill(folder, "rank")),
     ]
     assert run(broken, view) is ExitCode.DONE, view.failures
     for thread in threads:
@@ -96,7 +96,7 @@ def test_more_losses_than_allowed_end_the_run_with_their_story(
 ) -> None:
     lost = job(tmp_path, "lost", max_restarts=0)
     folder = RunFolder.of(lost.run)
-    thread = when(lambda: len(history(folder)) >= 2, kill(folder, "rollout-1.log"))
+    thread = when(lambda: len(history(folder)) >= 2, kill(folder, "rollout-1"))
     assert run(lost, view) is ExitCode.WATCHDOG
     thread.join()
     cause = view.failures[0]["cause"]

@@ -77,7 +77,7 @@ def test_messages_arrive_in_order_and_a_killed_process_is_replaced(
         found = answered(until(made, lambda s: len(answered(s)) == 20))
         assert [m.kept.payload["number"] for m in found if isinstance(m, Answered)] == [*range(20)]
 
-        os.kill(ray.get(made.processes["rollout-0"].process.remote()), signal.SIGKILL)
+        os.kill(made.process_of("rollout-0"), signal.SIGKILL)
         seen = until(made, lambda s: bool(s.up))
         assert [(one.name, one.exit_code) for one in seen.lost] == [
             ("rollout-0", ExitCode.INFRASTRUCTURE)
