@@ -4,9 +4,8 @@ samples with real weights over a real channel and hands out batches in turns."""
 import multiprocessing
 import pickle
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,6 @@ from trainer.rl.mailbox import Mailbox
 from trainer.rl.messages import (
     ChannelPlace,
     Committed,
-    Published,
-    PublishFailed,
     Publish,
     Sample,
     TrainerReady,
@@ -112,7 +109,9 @@ class Partner:
             trainers=ready.trainers,
         )
         self.mail.inbox.put(Publish(channel=place))
-        store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False, wait_for_workers=False)
+        store = dist.TCPStore(
+            "127.0.0.1", self._store.port, is_master=False, wait_for_workers=False
+        )
         self._channel = WeightChannel.open(
             Meeting(store, ready.trainers, names, place.prefix),
             Member(host="sampling", takes=taken(self._engine)),
@@ -148,9 +147,7 @@ class Partner:
             ]
         self.seen.rewards.append(sum(rewards) / len(rewards))
         figures = {"reward/mean": self.seen.rewards[-1]}
-        self.mail.inbox.put(
-            TrainOn(version=version, samples=tuple(samples), figures=figures)
-        )
+        self.mail.inbox.put(TrainOn(version=version, samples=tuple(samples), figures=figures))
 
 
 def taken(engine: Engine) -> dict[str, Part]:

@@ -1,15 +1,13 @@
 import numpy as np
 import torch
-from tests.trainer.rl.samples import make_samples
 
+from tests.trainer.rl.samples import make_samples
 from trainer.data.batch import IGNORED
 from trainer.rl.batch import StepForm, pack_samples, trained_tokens
 from trainer.rl.objectives.stream import GlobalCounts
 
 COUNTS = GlobalCounts(tokens=9, sequences=3)
-FORM = StepForm(
-    version=3, counts=COUNTS, padding_token=1, has_reference=True, routing_shape=(2, 3)
-)
+FORM = StepForm(version=3, counts=COUNTS, padding_token=1, has_reference=True, routing_shape=(2, 3))
 
 
 def test_labels_are_the_next_tokens_that_were_sampled():

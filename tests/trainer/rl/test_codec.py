@@ -2,8 +2,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from tests.trainer.rl.samples import make_samples
 
+from tests.trainer.rl.samples import make_samples
 from trainer.rl.codec import Pause, Stop, decode_order, encode_order
 from trainer.rl.messages import ChannelPlace, Publish, Sample, TrainOn
 

@@ -70,9 +70,9 @@ def sampling(port, wait):
     return found, ended_s
 
 
-def training(rank, port, mesh, wait):
+def training(rank, port, wait):
     model, told = small_model(), []
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=DeviceMesh("cpu", [0, 1]))
     publisher = Publisher(model, rank=rank, host="t", deadline_s=20, tell=told.append)
     publisher.open(place(port, 0), 0)
     for version in (1, 2):
@@ -105,12 +105,8 @@ def one_rank(rank, port):
     store = None
     if rank == 2:
         store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    mesh = DeviceMesh("cpu", [0, 1]) if rank < 2 else None
     dist.barrier()
-    if rank == 2:
-        found = sampling(port, dist.barrier)
-    else:
-        found = training(rank, port, mesh, dist.barrier)
+    found = sampling(port, dist.barrier) if rank == 2 else training(rank, port, dist.barrier)
     dist.barrier()
     del store
     return found

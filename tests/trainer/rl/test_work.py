@@ -42,7 +42,10 @@ def test_every_sample_is_in_the_work_of_one_rank():
     samples = make_samples(5)
     order = TrainOn(version=3, samples=samples)
     seen = []
-    works = [maker(rank, (alone((0, 3), (1,)), alone((2, 4), ())), seen).work(7, order) for rank in (0, 1)]
+    works = [
+        maker(rank, (alone((0, 3), (1,)), alone((2, 4), ())), seen).work(7, order)
+        for rank in (0, 1)
+    ]
     assert seen[0] == [input_tokens(sample) for sample in samples]
     real = [batch.num_tokens for work in works for batch in work.batches]
     assert sum(real) == sum(map(input_tokens, samples)) == works[0].num_tokens
