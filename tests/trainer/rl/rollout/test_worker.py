@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.rl.rollout.partners import Giver, Hand, channel_store
+from tests.trainer.rl.rollout.partners import Giver, Hand, PlainTrainer, Stage, channel_store
 from tests.trainer.rl.rollout.tiny import RL, decoder, sections
 from trainer.errors import RecipeError
+from trainer.rl.conducting.conductor import Conductor
 from trainer.rl.messages import Answer, Answered, GiveUp, Pulse, Under, Updated
 from trainer.rl.objectives.config import ObjectiveConfig
 from trainer.rl.payload import PromptRecord
@@ -173,3 +174,33 @@ def test_prompts_and_answers_must_fit_where_they_are_sampled_and_trained(tmp_pat
 def test_a_worker_that_should_stop_waits_for_no_tokenizer(tmp_path):
     job = replace(sections(tmp_path), run=replace(sections(tmp_path).run, name="other"))
     assert build_parts(job, host="h", device=torch.device("cpu"), should_stop=lambda: True) is None
+
+
+STEPS = 14
+
+
+def test_a_task_is_learned_although_a_worker_dies_midway(tmp_path):
+    torch.set_num_threads(1)
+    job = sections(tmp_path)
+    with channel_store() as store:
+        conductor = Conductor(job.rl, job.rollout, seed=3, last_version=STEPS, store=store)
+        trainer = PlainTrainer(STEPS)
+        stage = Stage(conductor, trainer, job)
+        stage.bring_up("rollout 0")
+        stage.bring_up("rollout 1")
+        stage.run(lambda: len(trainer.batches) >= 4)
+        stage.kill("rollout 0")
+        stage.bring_up("rollout 2")
+        stage.run(lambda: conductor.done)
+        stage.close()
+    rewards = [batch.figures["reward/mean"] for batch in trainer.batches]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.3, rewards
+    groups = [g for b in trainer.batches for g in {s.group for s in b.samples}]
+    assert len(groups) == len(set(groups)) == 4 * STEPS
+    for batch in trainer.batches:
+        assert batch.figures["staleness/max"] <= 1
+        for sample in batch.samples:
+            drawn = sample.versions[sample.loss_mask == 1]
+            assert 0 <= batch.version - drawn.max() <= batch.version - drawn.min() <= 1
+    assert {event["kind"] for event in stage.events} == {"rollout_lost"}
+    assert trainer.batches[-1].figures["publish/seconds"] > 0.0
