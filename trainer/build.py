@@ -55,8 +55,7 @@ def build(
     mail: TrainerMail | None = None,
 ) -> Job:
     """Make every part and join them. All ranks call it, after joining the default group. With
-    `recorder`, what the job does can be read from outside while it does it; `mail` is rank 0's in a
-    run that learns by rewards."""
+    `recorder`, what they do can be read from outside; `mail` is rank 0's in a run by rewards."""
     listeners.status.enter("building")
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
@@ -84,7 +83,7 @@ def build(
     )
     links = open_links(environment, assembly.layout, folder, step=progress.step)
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
-    steps = open_steps(
+    feed, followers = open_steps(
         config, environment, assembly, corpus, planner, arithmetic, progress, listeners, mail
     )
     ledger.take()
@@ -95,8 +94,8 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=steps.feed,
-        followers=steps.followers,
+        feed=feed,
+        followers=followers,
         saver=saver,
         memory=memory,
         elastic=open_elastic(assembly, planner),

@@ -1,7 +1,5 @@
 """Where a run's steps come from, at which rate they train, and who follows them."""
 
-from dataclasses import dataclass
-
 from comms.config import RankEnvironment
 from comms.groups import own_group
 from trainer.assembly import Assembly
@@ -18,14 +16,6 @@ from trainer.rl.opening import open_rewards
 from trainer.schedule import Schedule, build_schedule
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Of one training process."""
-
-    feed: Feed
-    followers: Followers
-
-
 def open_steps(
     config: JobConfig,
     environment: RankEnvironment,
@@ -36,11 +26,11 @@ def open_steps(
     progress: Progress,
     listeners: Listeners,
     mail: TrainerMail | None,
-) -> Steps:
-    """The steps that are still to do. All ranks call it."""
+) -> tuple[Feed, Followers]:
+    """The steps that are still to do, and who is given their weights. All ranks call it."""
     supervised = open_feed(config, environment, assembly, corpus, planner, arithmetic, progress)
     if not config.rl.enabled:
-        return Steps(supervised, NoFollowers())
+        return supervised, NoFollowers()
     rewards = open_rewards(
         config,
         environment,
@@ -51,7 +41,7 @@ def open_steps(
         padding_token=corpus.eos_id,
         should_stop=listeners.should_stop,
     )
-    return Steps(rewards.feed, rewards.followers)
+    return rewards.feed, rewards.followers
 
 
 def open_feed(

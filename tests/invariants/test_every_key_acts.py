@@ -50,6 +50,11 @@ def _rope(job: JobConfig, kind: str) -> JobConfig:
     return replace(job, model=model, sched=sched)
 
 
+def _solved_questions(job: JobConfig) -> JobConfig:
+    data = replace(job.data, source="task", tokenizer="bytes", task_questions=50)
+    return replace(job, data=data)
+
+
 def _even_experts(job: JobConfig) -> JobConfig:
     assert job.model.moe is not None
     moe = replace(job.model.moe, num_experts=4)
@@ -126,7 +131,7 @@ def test_every_key_is_read_by_some_run(tmp_path):
         (replace(job, parallel=ParallelConfig(pp=2, schedule="interleaved", stages_per_rank=1)), 2),
         (_even_experts(job), 2),
         (_rope(job, "yarn"), 1),
-        (_rope(job, "llama3"), 1),
+        (_solved_questions(_rope(job, "llama3")), 1),
         (_chat(job, tmp_path), 1),
         (_jsonl(job, tmp_path), 1),
         (_folder_model(job, tmp_path), 1),

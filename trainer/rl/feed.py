@@ -10,9 +10,9 @@ Guarantees, each asserted in tests/trainer/rl/test_feed.py:
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event
 from typing import TypeAlias
 
 import torch.distributed as dist
@@ -31,7 +31,7 @@ LOOK_S = 0.2
 """Between two looks at whether the run was asked to stop."""
 
 CLOSE_S = 5.0
-"""Longest wait for the thread to end."""
+"""Longest wait for what is being prepared."""
 
 Found: TypeAlias = StepWork | Publish | Stop
 
@@ -104,7 +104,7 @@ class RewardFeed:
         self._supervised_steps = supervised_steps
         self._last_step = last_step
         self._next: Future[Found] | None = None
-        self._thread: Thread | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
     def phase(self, step: int) -> str:
         """Waiting for those that sample."""
@@ -117,14 +117,14 @@ class RewardFeed:
         begin_s = time.perf_counter()
         if self._next is None:
             self._report_ready(step)
-            self._next = self._begin(step)
+            self._next = self._thread.submit(self._prepare, step)
         while isinstance(found := self._next.result(), Publish):
             self._publisher.open(found.channel, self._version(step))
-            self._next = self._begin(step)
+            self._next = self._thread.submit(self._prepare, step)
         if isinstance(found, Stop):
             raise AskedToStop(f"step {step} was not begun")
         if step < self._last_step:
-            self._next = self._begin(step + 1)
+            self._next = self._thread.submit(self._prepare, step + 1)
         waited_s = time.perf_counter() - begin_s
         own = {"timing_s/trainer_wait": waited_s, **self._publisher.take_figures()}
         known = {**found.figures.known, **own}
@@ -133,12 +133,13 @@ class RewardFeed:
     def close(self) -> None:
         """End the wait for a batch that is not trained any more.
 
-        All ranks stop waiting once the first does; one that closes alone, for an error of its own,
-        leaves the thread behind.
+        All ranks stop waiting once the first does. One that closes alone, for an error of its own,
+        leaves the thread behind: its error must not wait for an order that never comes.
         """
         self._orders.close()
-        if self._thread is not None:
-            self._thread.join(CLOSE_S)
+        if self._next is not None:
+            wait([self._next], CLOSE_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _report_ready(self, step: int) -> None:
         if self._mail is None:
@@ -150,22 +151,6 @@ class RewardFeed:
     def _version(self, step: int) -> int:
         """The weights' before `step`."""
         return step - 1 - self._supervised_steps
-
-    def _begin(self, step: int) -> Future[Found]:
-        """Prepare `step` on a thread that dies with the process: no error of this rank's may wait
-        for an order that never comes."""
-        found: Future[Found] = Future()
-
-        def prepare() -> None:
-            try:
-                found.set_result(self._prepare(step))
-            except BaseException as error:
-                # Raised where the step is taken.
-                found.set_exception(error)
-
-        self._thread = Thread(target=prepare, name="rewards", daemon=True)
-        self._thread.start()
-        return found
 
     def _prepare(self, step: int) -> Found:
         order = self._orders.next()

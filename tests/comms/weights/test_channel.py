@@ -267,7 +267,6 @@ def test_weights_on_a_device_are_taken_on_a_device():
 def _abandoned(rank: int, port: int) -> object:
     store = store_of(rank, port)
     names = NAMES[1:3]
-    values = {"w": torch.ones(4)} if rank == 0 else {}
     whole = {"w": Part(shape=(4,), dtype="float32", blocks=(Block((0,), (4,)),))}
     member = Member(host="t", gives=whole) if rank == 0 else Member(host="r", takes=whole)
     channel = WeightChannel.open(Meeting(store, rank, names, "first"), member)
@@ -275,15 +274,12 @@ def _abandoned(rank: int, port: int) -> object:
     dist.barrier()
     if rank == 0:
         beside = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-        ending = threading.Timer(
-            0.2, abandon, (beside, "first"), {"transfers": 1, "reason": "another is opened"}
-        )
-        ending.start()
+        reason = {"transfers": 1, "reason": "another is opened"}
+        threading.Timer(0.2, abandon, (beside, "first"), reason).start()
         began_s = time.monotonic()
         # The other rank says nothing: it might as well be gone.
         with pytest.raises(WeightTransferError, match="rollout 0 said nothing"):
-            channel.publish(1, {"w": [values["w"]]}, deadline_s=60)
-        ending.join()
+            channel.publish(1, {"w": [torch.ones(4)]}, deadline_s=60)
         found = time.monotonic() - began_s
     dist.barrier()
     if rank == 1:
@@ -291,7 +287,7 @@ def _abandoned(rank: int, port: int) -> object:
             channel.subscribe(deadline_s=60)
     again = WeightChannel.open(Meeting(store, rank, names, "second"), member)
     if rank == 0:
-        again.publish(2, {"w": [values["w"]]}, deadline_s=20)
+        again.publish(2, {"w": [torch.ones(4)]}, deadline_s=20)
     else:
         found = again.subscribe(deadline_s=20).version
     leave_together(rank, store, 2)
