@@ -30,7 +30,8 @@ def begin_ledger(
         ledger = state.get("ledger") if state.get("format") == STATE_FORMAT else None
         try:
             if ledger is None:
-                raise ValueError(f"format {state.get('format')!r} is not {STATE_FORMAT}")
+                found = state.get("format")
+                raise ValueError(f"the state has format {found!r}, not {STATE_FORMAT} with prompts")
             return PromptLedger.restore(ledger, step=version, lease_s=lease_s), ""
         except ValueError as error:
             reason = str(error)

@@ -178,10 +178,11 @@ def _sampling(rollout: RolloutConfig, codec: PlainCodec, eos_id: int) -> Samplin
 
 
 def _longest(job: RunSections, engine: Engine, architecture: Architecture) -> int:
-    """Tokens of an episode that fit here and where it is trained."""
+    """Tokens of an episode that fit here and where it is trained, a pair on one rank."""
     longest, together = engine.longest_tokens, job.parallel.sp
     if together != "auto":
-        longest = min(longest, job.train.max_tokens_per_device * together)
+        room = job.train.max_tokens_per_device * together
+        longest = min(longest, room // 2 if job.rl.objective.learns_from_pairs else room)
     needed = job.rl.max_prompt_tokens + job.rollout.max_new_tokens
     if needed > longest:
         raise RecipeError(

@@ -51,7 +51,7 @@ def test_a_fresh_run_begins_with_the_first_prompt():
         (state(kept_from=2), 1, 9, "cannot be gone back to"),
         (state(), 5, 10, "cannot be gone back to"),
         (None, 4, 8, "no state of the prompts"),
-        ({"format": 99}, 4, 8, "format 99"),
+        ({"format": 99}, 4, 8, "has format 99"),
         ({"format": STATE_FORMAT, "ledger": {"format": 1}}, 4, 8, "cannot be restored"),
     ],
 )

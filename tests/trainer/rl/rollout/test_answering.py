@@ -1,12 +1,14 @@
 """The guarantees of prompt_run.py, one_answer.py and answering.py in trainer/rl/rollout."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.trainer.rl.rollout.tiny import TASK, decoder, engine, rules, weights
+from tests.trainer.rl.rollout.tiny import MODEL, TASK, decoder, engine, rules, weights
 from trainer.errors import DataError
+from trainer.model.config import MoeConfig
 from trainer.rl.ledger_records import Kept
 from trainer.rl.messages import Answer
 from trainer.rl.payload import PromptRecord
@@ -135,6 +137,18 @@ def test_a_reference_says_what_it_thinks_of_whole_episodes():
     (record,) = answered([5], reference=ones).values()
     for answer in record.answers:
         assert answer.reference_log_probs.tolist() == [1.0] * len(answer.tokens)
+
+
+@pytest.mark.parametrize("task", [TASK, TURNS], ids=["one turn", "turns"])
+def test_experts_are_recorded_for_every_token_but_the_last(task):
+    moe = MoeConfig(num_experts=4, top_k=2, expert_intermediate_size=8)
+    model = decoder(model=replace(MODEL, num_layers=2, moe=moe))
+    answering = Answering(engine(model, record_routing=True), rules(task))
+    answering.begin(asked(5))
+    (record,) = finish(answering).values()
+    for answer in record.answers:
+        assert answer.routing.shape == (len(answer.tokens) - 1, 2, 2)
+        assert set(np.unique(answer.routing)) <= set(range(4))
 
 
 class Silent:

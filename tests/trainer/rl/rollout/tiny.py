@@ -85,10 +85,10 @@ def sections(folder, **changes) -> Sections:
     return replace(Sections(run=run), **changes)
 
 
-def decoder(seed=1) -> Decoder:
-    model = Decoder(resolve_architecture(MODEL, tokenizer().vocab_size))
-    init_weights(model, seed)
-    return model
+def decoder(seed=1, model=MODEL) -> Decoder:
+    made = Decoder(resolve_architecture(model, tokenizer().vocab_size))
+    init_weights(made, seed)
+    return made
 
 
 def engine(model=None, **changes) -> Engine:
