@@ -58,10 +58,12 @@ class Controller:
     watching: Watching
     on_step: Callable[[dict[str, Any]], None]
     on_poll: Callable[[], None]
-    """Called a few times a second; waits for nothing."""
+    """Called a few times a second; waits for nothing. Raises what ended a process that is none of
+    the ranks."""
 
     more_ranks: Callable[[], bool]
     """Whether a larger set of ranks is ready to go on; asked often, acts once."""
+
     clock: Callable[[], float] = time.monotonic
 
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)

@@ -24,8 +24,8 @@ from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 from trainer.status import Moment
 
-_THREADS = 4
-"""Of an actor: one waits for the end of its work while others answer."""
+_THREADS = 6
+"""Of an actor: one waits for the end of its work and one for messages while others answer."""
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ class Crew:
 
     def __init__(self, group: PlacementGroup, needs: Needs, folder: RunFolder, work: str) -> None:
         self._group = group
-        self._needs = needs
+        self.needs = needs
         self._folder = folder
         self._work = work
         self._members: dict[int, Member] = {}
@@ -78,9 +78,9 @@ class Crew:
         actor = ray.remote(max_restarts=0, max_task_retries=0)(TrainWorker)
         self._actors[member.number] = actor.options(
             max_concurrency=_THREADS,
-            num_cpus=self._needs.cpus if bundle is None or bundle < self._needs.workers else 0,
-            num_gpus=self._needs.gpus,
-            memory=self._needs.memory_bytes or None,
+            num_cpus=self.needs.cpus if bundle is None or bundle < self.needs.workers else 0,
+            num_gpus=self.needs.gpus,
+            memory=self.needs.memory_bytes or None,
             scheduling_strategy=self._strategy(member),
         ).remote(node.address, str(self._folder.log("worker", member.number)))
         self._members[member.number] = member
@@ -155,11 +155,14 @@ class Crew:
         return {member.number: self._actors[member.number] for member in members}
 
     def free_bundles(self) -> dict[int, str]:
-        """Places in the placement group without a process, and the node that has room for each: of
-        a lost node Ray moves them to another, once there is one with room."""
+        """Places in the placement group for ranks that have no process, and the node that has room
+        for each: of a lost node Ray moves them to another, once there is one with room."""
         taken = {member.bundle for member in self._members.values()}
-        nodes = nodes_of_bundles(self._group)
-        return {bundle: node for bundle, node in nodes.items() if bundle not in taken}
+        return {
+            bundle: node
+            for bundle, node in nodes_of_bundles(self._group).items()
+            if bundle < self.needs.first_rollout_bundle and bundle not in taken
+        }
 
     def dismiss(self, member: Member) -> None:
         """End one process at once, whatever it does."""

@@ -9,16 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ray
-
 from cluster.agents import Agents
 from cluster.controller import Controller
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
 from cluster.idle import IdleWatch, unanswering
+from cluster.losses import lost_nodes, lost_ranks
 from cluster.means import Means
 from cluster.memory_folder import folders_in_memory, memory_folder
-from cluster.preflight import living_nodes
 from cluster.progress import Progress
 from cluster.reading import Outcome
 from cluster.recovery.budget import pause_s, refusal, story, worth_a_restart
@@ -26,6 +24,7 @@ from cluster.recovery.incidents import Incidents
 from cluster.recovery.roster import Member, Roster, first_roster, next_roster
 from cluster.recovery.shrink import largest_job
 from cluster.replicas import Replicas, open_replicas
+from cluster.rl.conducting import Conducting
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
@@ -60,6 +59,8 @@ class Generations:
     phases: Phases
     view: RunView
     stop: StopSignals
+    conducting: Conducting | None = None
+    """Of a run by rewards."""
 
     incidents: Incidents = field(init=False)
     _progress: Progress = field(default_factory=Progress, init=False)
@@ -99,18 +100,24 @@ class Generations:
                 try:
                     outcome = self._one(roster, job)
                 except WorkersFailed as error:
+                    self._leave_conducting()
                     roster, job = self._recover(roster, error.failures)
                 else:
                     over = outcome.kind != "regrouped"
                     if over:
                         self._free_memory()
                         return outcome
+                    self._leave_conducting()
                     roster, job = self._regroup(roster)
                 self._number += 1
         finally:
             self._replicas.close(clean=over)
             self.agents.remove(self.memory_folder)
             self._telling.close()
+
+    def _leave_conducting(self) -> None:
+        if self.conducting is not None:
+            self.conducting.lost()
 
     def _free_memory(self) -> None:
         """The last checkpoint is on disk. Ranks have removed their own snapshots; hosts that had
@@ -150,6 +157,8 @@ class Generations:
         )
         self._replicas.begin(places)
         group.begin(self.run.work, specs, self.run.folder, waiting)
+        if self.conducting is not None:
+            self.conducting.began(self._number, self.crew.actor(roster.members[0]))
         controller = Controller(
             group=group,
             limits=self.means.limits,
@@ -207,8 +216,14 @@ class Generations:
             "going on from the last step that all ranks have"
         )
         self._sleep(pause_s(faults, allowance))
-        for member in self._lost(before, failures):
-            self._replace(member)
+        members = dict(enumerate(before.members))
+        nodes = lost_nodes(members, failures)
+        hosts = {m.node_id: m for m in members.values() if m.node_id in nodes}
+        self.incidents.hosts_lost([member.host for member in hosts.values()], cause)
+        self._staffing.lost_hosts(hosts.values(), step=cause.step)
+        lost = lost_ranks(members, failures, nodes, self.crew, within_s=self.means.free_within_s)
+        for rank in lost:
+            self._replace(members[rank])
         ready = self.crew.ready
         silent = unanswering(self.crew.actors(ready), within_s=_ANSWER_S)
         for member in (one for one in ready if one.number in silent):
@@ -217,32 +232,18 @@ class Generations:
         self._tell_change(before, ranks)
         return next_roster(self.crew.ready, before, ranks), job
 
-    def _lost(self, before: Roster, failures: Sequence[Failure]) -> list[Member]:
-        """Processes that are gone, or still blocked in the work that failed."""
-        gone = {f.rank for f in failures if f.kind != "raised"}
-        members = dict(enumerate(before.members))
-        lost_hosts = self._lost_hosts(members, failures)
-        gone |= {rank for rank, member in members.items() if member.node_id in lost_hosts}
-        watches = {
-            self.crew.actor(member).watch.remote(): rank
-            for rank, member in members.items()
-            if rank not in gone
-        }
-        if watches:
-            _, blocked = ray.wait(
-                list(watches), num_returns=len(watches), timeout=self.means.free_within_s
-            )
-            gone |= {watches[ref] for ref in blocked}
-        return [members[rank] for rank in sorted(gone)]
-
     def _step(self, record: dict[str, Any]) -> None:
         self._rest_s = float(record["eta_s"])
         self.incidents.step(record)
         self._replicas.step(record)
         self._telling.step()
+        if self.conducting is not None:
+            self.conducting.step(record)
 
     def _tend(self) -> None:
         """Have spares made ready, and those replaced that died; waits for nothing."""
+        if self.conducting is not None:
+            self.conducting.check(self.view)
         self._telling.poll()
         self._staffing.advance(timeout_s=0.0)
         spares = [m for m in self.crew.ready if m.number not in self._working]
@@ -256,19 +257,6 @@ class Generations:
         self.agents.end(lost.node_id, lost.process)
         self.crew.dismiss(lost)
         self._staffing.replace(lost)
-
-    def _lost_hosts(
-        self, members: Mapping[int, Member], failures: Sequence[Failure]
-    ) -> dict[str, Member]:
-        """Hosts that are gone, by node, each with one of its processes."""
-        failed = {members[f.rank].node_id for f in failures if f.kind != "raised"}
-        alive = {node.node_id for node in living_nodes(ray.nodes())}
-        nodes = {members[f.rank].node_id for f in failures if f.host_lost} | (failed - alive)
-        lost = {m.node_id: m for m in members.values() if m.node_id in nodes}
-        cause = first_failure(failures)
-        self.incidents.hosts_lost([member.host for member in lost.values()], cause)
-        self._staffing.lost_hosts(lost.values(), step=cause.step)
-        return lost
 
     def _await_enough(self, before: Roster) -> tuple[JobConfig, int]:
         """Wait for processes that are starting, while they may still make the run whole again."""

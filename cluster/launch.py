@@ -29,11 +29,15 @@ from trainer.checkpoint.resume import Resume, decide_resume
 from trainer.config import JobConfig
 from trainer.errors import BraidError, ExitCode, InfrastructureError, ResourceError
 from trainer.planner.batch import batch_of
+from trainer.rl.describing import explain
 from trainer.run_folder import RunFolder, append_event, write_atomically
 from trainer.spread import require_layout
 
 WORK = "cluster.training:train_rank"
 """What every rank does, as `module:function`."""
+
+ROLLOUT_WORK = "cluster.rl.sampling:sample"
+"""What every process that samples does."""
 
 
 def launch(
@@ -46,6 +50,7 @@ def launch(
     recipe_text: str,
     view: RunView,
     work: str = WORK,
+    rollout_work: str = ROLLOUT_WORK,
 ) -> ExitCode:
     """Run `job` on `cluster` to its end and return the exit code; exit.json says the same.
 
@@ -70,6 +75,7 @@ def launch(
         origins=origins,
         folder=folder,
         work=work,
+        rollout_work=rollout_work,
     )
     with held(folder):
         resume = decide_resume(job.run.resume, folder)
@@ -81,6 +87,8 @@ def launch(
             return already_done(run, resume.candidates[0], view)
         claim(folder, recipe_text)
         view.note(batch_of(job, cluster.num_workers).explain())
+        if job.rl.enabled:
+            view.note(explain(job.rl, job.rollout, steps=job.train.steps))
         set_unless_set(RAY_DEFAULTS)
         if cluster.address == "local":
             set_unless_set(LOOPBACK_DEFAULTS)

@@ -28,22 +28,45 @@ class Needs:
     spares: int = 0
     """Processes beyond the workers, which wait and need no cores for it."""
 
+    rollouts: int = 0
+    """Processes that sample with resources of their own."""
+
+    rollout_cpus: float = 1.0
+    rollout_gpus: float = 0.0
+    rollout_memory_bytes: int = 0
+
     @property
     def full_bundles(self) -> int:
         """Processes that the cluster must have room for as for workers."""
         return self.workers + (self.spares if self.gpus or self.memory_bytes else 0)
 
     def bundles(self) -> list[dict[str, float]]:
-        """What to reserve: one for each worker, then one for each spare."""
+        """What to reserve: one for each worker, then one for each spare, then one for each that
+        samples."""
         waiting = {name: amount for name, amount in self.bundle().items() if name != "CPU"}
         # Ray knows no empty bundle; a byte is free even where no core is.
-        spare = waiting or {"memory": 1.0}
-        return [self.bundle()] * self.workers + [spare] * self.spares
+        nothing = {"memory": 1.0}
+        spares = [waiting or nothing] * self.spares
+        rollouts = [self.rollout_bundle() or nothing] * self.rollouts
+        return [self.bundle()] * self.workers + spares + rollouts
 
     def bundle(self) -> dict[str, float]:
         """One worker's resources in Ray's names."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_bytes)}
-        return {name: amount for name, amount in wanted.items() if amount > 0}
+        return _resources(self.cpus, self.gpus, self.memory_bytes)
+
+    def rollout_bundle(self) -> dict[str, float]:
+        """The same of one that samples."""
+        return _resources(self.rollout_cpus, self.rollout_gpus, self.rollout_memory_bytes)
+
+    @property
+    def first_rollout_bundle(self) -> int:
+        """Place of the first bundle that is for sampling."""
+        return self.workers + self.spares
+
+
+def _resources(cpus: float, gpus: float, memory_bytes: int) -> dict[str, float]:
+    wanted = {"CPU": cpus, "GPU": gpus, "memory": float(memory_bytes)}
+    return {name: amount for name, amount in wanted.items() if amount > 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +116,7 @@ def living_nodes(ray_nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
 
 def fits(node: Node, needs: Needs) -> int:
     """How many workers the node can hold when nothing else runs there."""
-    counts = [
-        int(node.resources.get(name, 0.0) / amount + 1e-9)
-        for name, amount in needs.bundle().items()
-    ]
-    return min([*counts, needs.full_bundles])
+    return _times(node.resources, needs.bundle(), needs.full_bundles)
 
 
 def capacity_table(nodes: Sequence[Node], needs: Needs) -> str:
@@ -122,7 +141,7 @@ def check_capacity(nodes: Sequence[Node], needs: Needs) -> str:
     table = capacity_table(nodes, needs)
     held = sum(fits(node, needs) for node in nodes)
     if held >= needs.full_bundles:
-        return table
+        return "\n".join([table, *check_rollouts(nodes, needs)])
     if held >= needs.workers:
         raise ResourceError(
             f"the cluster holds {held} of {needs.full_bundles} processes, {needs.spares} of them "
@@ -138,6 +157,37 @@ def check_capacity(nodes: Sequence[Node], needs: Needs) -> str:
         f"the cluster holds {held} of the {needs.workers} workers of cluster.num_workers; "
         f"{remedy}\n{table}"
     )
+
+
+def check_rollouts(nodes: Sequence[Node], needs: Needs) -> list[str]:
+    """What to say of the processes that sample. Raises ResourceError where there is no room for
+    them beside the workers: one node lacks what one of them takes, or all together lack it."""
+    if not needs.rollouts:
+        return []
+    bundle = needs.rollout_bundle()
+    told = f"and {needs.rollouts} that sample, each {_amounts(bundle) or 'nothing reserved'}"
+    alone = sum(_times(node.resources, bundle, needs.rollouts) for node in nodes)
+    lacking = {}
+    for name in bundle:
+        wanted = sum(one.get(name, 0.0) for one in needs.bundles())
+        have = sum(node.resources.get(name, 0.0) for node in nodes)
+        if wanted > have + 1e-9:
+            lacking[name] = wanted - have
+    if alone >= needs.rollouts and not lacking:
+        return [told]
+    missing = _amounts(lacking) or "room on one node"
+    raise ResourceError(
+        f"the cluster has no room for {needs.rollouts} processes that sample beside "
+        f"{needs.full_bundles} that train (missing: {missing}); lower rollout.workers or what one "
+        "of them reserves (rollout.cpus_per_worker, rollout.gpus_per_worker, "
+        "rollout.memory_per_worker_gib), have them share the ranks' devices "
+        f"(rollout.colocated_workers), or add nodes\n{capacity_table(nodes, needs)}\n{told}"
+    )
+
+
+def _times(have: Mapping[str, float], bundle: Mapping[str, float], most: int) -> int:
+    counts = [int(have.get(name, 0.0) / amount + 1e-9) for name, amount in bundle.items()]
+    return min([*counts, most])
 
 
 def check_nodes(

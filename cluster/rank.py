@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from cluster.post import Post
 from cluster.reading import Outcome
 from comms.config import RankEnvironment
 from trainer.config import JobConfig
+from trainer.rl.messages import FromTrainer, ToTrainer
 from trainer.status import Status
 
 REPORTS_KEPT = 4096
@@ -39,8 +41,11 @@ class RankSpec:
 class RankControl:
     """Shared by the training thread and the thread that answers the driver."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: int = 0) -> None:
         self.status = Status()
+        self.post: Post[ToTrainer, FromTrainer] = Post(generation)
+        """With the conductor of a run by rewards; rank 0 uses it."""
+
         self._stop = threading.Event()
         self._regroup = threading.Event()
         self._lock = threading.Lock()

@@ -27,6 +27,9 @@ class Run:
     work: str
     """What every rank does, as `module:function`."""
 
+    rollout_work: str
+    """What every process that samples does."""
+
     def explicit(self) -> dict[str, str]:
         """Keys the user set, and where."""
         return {key: where for key, where in self.origins.items() if where != "default"}

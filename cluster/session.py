@@ -1,11 +1,12 @@
 """One run on a connected cluster: check, place, start, supervise, and take down what was made."""
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.agents import Agents
 from cluster.config import ClusterConfig
@@ -21,6 +22,7 @@ from cluster.ray_connect import connected
 from cluster.reading import Outcome
 from cluster.recovery.budget import Allowance
 from cluster.recovery.config import RecoveryConfig
+from cluster.rl.setup import RolloutMeans, conducting, rollout_means
 from cluster.run import Run
 from cluster.signals import StopSignals
 from cluster.startup import deadlines_by_phase
@@ -30,6 +32,7 @@ from cluster.watchdog.watch import Watchdog
 from trainer.errors import InfrastructureError
 from trainer.keeping.config import KeepingConfig
 from trainer.reads import ReadLog, require_read
+from trainer.rl.config import RolloutConfig
 
 CHECKING_S = 60.0
 """Until every node has answered; a node that takes longer is out of order."""
@@ -40,13 +43,26 @@ class Settings:
     """The sections `cluster` and `recovery`, read once and entirely."""
 
     means: Means
+    rollouts: RolloutMeans | None
+    """None in a run without rewards."""
+
     address: str
     placing_s: float
+    project: str
 
 
-def settings_of(config: ClusterConfig, recovery: RecoveryConfig, keep: KeepingConfig) -> Settings:
-    """What the sections say, in the words of this package."""
+def settings_of(
+    config: ClusterConfig,
+    recovery: RecoveryConfig,
+    keep: KeepingConfig,
+    rollout: RolloutConfig | None,
+    *,
+    project: str,
+) -> Settings:
+    """What the sections say, in the words of this package; `rollout` is None without rewards."""
+    rollouts = None if rollout is None else rollout_means(rollout, config.deadlines.starting_s)
     return Settings(
+        rollouts=rollouts,
         means=Means(
             needs=Needs(
                 workers=config.num_workers,
@@ -54,6 +70,10 @@ def settings_of(config: ClusterConfig, recovery: RecoveryConfig, keep: KeepingCo
                 gpus=config.gpus_per_worker,
                 memory_bytes=int(config.memory_per_worker_gib * GIB),
                 spares=config.spares,
+                rollouts=rollouts.workers if rollouts else 0,
+                rollout_cpus=rollouts.cpus if rollouts else 0.0,
+                rollout_gpus=rollouts.gpus if rollouts else 0.0,
+                rollout_memory_bytes=rollouts.memory_bytes if rollouts else 0,
             ),
             threads=max(1, int(config.cpus_per_worker)),
             limits=Limits(
@@ -77,7 +97,34 @@ def settings_of(config: ClusterConfig, recovery: RecoveryConfig, keep: KeepingCo
         ),
         address=config.address,
         placing_s=config.deadlines.placing_s,
+        project=project,
     )
+
+
+def read(run: Run) -> tuple[Settings, dict[str, str]]:
+    """The settings of the driver, and the keys that the recipe set for the ranks. Raises
+    RecipeError for one of the driver's that nothing reads."""
+    reads = ReadLog()
+    by_rewards = run.job.rl.enabled
+    settings = settings_of(
+        reads.watch(run.cluster, "cluster."),
+        reads.watch(run.recovery, "recovery."),
+        reads.watch(run.job.keep, "keep."),
+        run.job.rollout if by_rewards else None,
+        project=reads.watch(run.job.run, "run.").project,
+    )
+    explicit = run.explicit()
+    own = ("cluster.", "recovery.")
+    require_read(reads, {key: explicit[key] for key in explicit if key.startswith(own)})
+    # The command line reads the prompt when the run is over; the watchdog and those who sample
+    # read as they go.
+    elsewhere = reads.read | {"run.sample_prompt"}
+    others = ("watchdog.", *(("rl.", "rollout.") if by_rewards else ()))
+    return settings, {
+        key: where
+        for key, where in explicit.items()
+        if key not in elsewhere and not key.startswith(others)
+    }
 
 
 def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Outcome:
@@ -86,54 +133,69 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     Raises WorkersFailed, a BraidError for what the driver itself found, or OSError where the run
     folder cannot be written.
     """
-    reads = ReadLog()
-    settings = settings_of(
-        reads.watch(run.cluster, "cluster."),
-        reads.watch(run.recovery, "recovery."),
-        reads.watch(run.job.keep, "keep."),
-    )
-    project = reads.watch(run.job.run, "run.").project
-    explicit = run.explicit()
-    own = ("cluster.", "recovery.")
-    require_read(reads, {key: explicit[key] for key in explicit if key.startswith(own)})
-    # The command line reads the prompt when the run is over; the watchdog reads as it goes.
-    elsewhere = reads.read | {"run.sample_prompt"}
-    for_ranks = {
-        key: where
-        for key, where in explicit.items()
-        if key not in elsewhere and not key.startswith("watchdog.")
-    }
+    settings, for_ranks = read(run)
+    needs = settings.means.needs
     phases.begin("connecting")
     try:
         with connected(settings.address):
             stop.install()  # Ray has just put its own handler there.
-            nodes = check(run, settings.means.needs, phases, view)
+            nodes = check(run, needs, phases, view)
             waiting = phases.begin("placing", deadline_s=settings.placing_s)
-            with reserved(run.job.run.name, settings.means.needs, waiting) as group:
-                by_id = {node.node_id: node for node in nodes}
-                nodes_of = {b: by_id[n] for b, n in nodes_of_bundles(group).items()}
-                waiting = phases.begin("starting", deadline_s=settings.means.starting_s)
-                here = ray.get_runtime_context().get_node_id()
-                with (
-                    closing(Agents(here)) as agents,
-                    closing(Crew(group, settings.means.needs, run.folder, run.work)) as crew,
-                ):
-                    agents.open(sorted(set(nodes_of_bundles(group).values())))
-                    start(crew, nodes_of, waiting)
-                    return Generations(
-                        crew=crew,
-                        agents=agents,
-                        watchdog=Watchdog(run.watchdog),
-                        run=run,
-                        means=settings.means,
-                        project=project,
-                        explicit=for_ranks,
-                        phases=phases,
-                        view=view,
-                        stop=stop,
-                    ).to_the_end()
+            with reserved(run.job.run.name, needs, waiting) as group, ExitStack() as made:
+                agents, crew = people(run, settings, made, group, nodes, phases)
+                beside = None
+                if settings.rollouts is not None:
+                    beside = made.enter_context(
+                        conducting(
+                            run,
+                            group,
+                            crew,
+                            settings.rollouts,
+                            node_of_driver(nodes),
+                            settings.project,
+                        )
+                    )
+                return Generations(
+                    crew=crew,
+                    agents=agents,
+                    watchdog=Watchdog(run.watchdog),
+                    run=run,
+                    means=settings.means,
+                    project=settings.project,
+                    explicit=for_ranks,
+                    phases=phases,
+                    view=view,
+                    stop=stop,
+                    conducting=beside,
+                ).to_the_end()
     except RayError as error:
         raise InfrastructureError(f"the Ray cluster failed under the run: {error}") from error
+
+
+def people(
+    run: Run,
+    settings: Settings,
+    made: ExitStack,
+    group: PlacementGroup,
+    nodes: Sequence[Node],
+    phases: Phases,
+) -> tuple[Agents, Crew]:
+    """Agents and the crew, ready to work and ended by `made`. Raises as `start` does."""
+    needs = settings.means.needs
+    by_id = {node.node_id: node for node in nodes}
+    nodes_of = {b: by_id[n] for b, n in nodes_of_bundles(group).items()}
+    waiting = phases.begin("starting", deadline_s=settings.means.starting_s)
+    agents = made.enter_context(closing(Agents(node_of_driver(nodes).node_id)))
+    crew = made.enter_context(closing(Crew(group, needs, run.folder, run.work)))
+    agents.open(sorted({node.node_id for node in nodes_of.values()}))
+    start(crew, nodes_of, needs.first_rollout_bundle, waiting)
+    return agents, crew
+
+
+def node_of_driver(nodes: Sequence[Node]) -> Node:
+    """Where this process runs."""
+    own = ray.get_runtime_context().get_node_id()
+    return next(node for node in nodes if node.node_id == own)
 
 
 def check(run: Run, needs: Needs, phases: Phases, view: RunView) -> list[Node]:
@@ -141,16 +203,16 @@ def check(run: Run, needs: Needs, phases: Phases, view: RunView) -> list[Node]:
     waiting = phases.begin("checking", deadline_s=CHECKING_S)
     nodes = living_nodes(ray.nodes())
     view.note(check_capacity(nodes, needs))
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in nodes if node.node_id != here and fits(node, needs)]
+    here = node_of_driver(nodes)
+    others = [node for node in nodes if node is not here and fits(node, needs)]
     check_nodes(ask_nodes(others, run.folder.root, waiting), versions(), str(run.folder.root))
     return nodes
 
 
-def start(crew: Crew, nodes_of: Mapping[int, Node], waiting: Waiting) -> None:
-    """Have the processes of all bundles import the work. Raises WorkersFailed where one cannot,
-    InfrastructureError after the deadline."""
-    for bundle in sorted(nodes_of):
+def start(crew: Crew, nodes_of: Mapping[int, Node], bundles: int, waiting: Waiting) -> None:
+    """Have the processes of the first `bundles` bundles import the work. Raises WorkersFailed where
+    one cannot, InfrastructureError after the deadline."""
+    for bundle in range(bundles):
         crew.start(nodes_of[bundle], bundle)
     while crew.starting:
         failures = crew.advance(timeout_s=0.2)

@@ -8,6 +8,7 @@ from cluster.ray_metrics import RayMetricsSink
 from cluster.reading import Outcome
 from trainer.main import run_job
 from trainer.metrics import Sink, StepReport
+from trainer.rl.mail import TrainerMail
 
 
 def train_rank(spec: RankSpec, control: RankControl) -> Outcome:
@@ -31,6 +32,7 @@ def train_rank(spec: RankSpec, control: RankControl) -> Outcome:
         host_memory_gib=host_memory_gib,
         on_report=on_report,
         board=Path(spec.board),
+        mail=TrainerMail(control.post.inbox, control.post.outbox) if first else None,
     )
     return Outcome(kind=outcome.kind, step=outcome.step, checkpoint=outcome.checkpoint)
 

@@ -7,9 +7,11 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -17,8 +19,9 @@ from cluster.environment import replace, set_unless_set
 from cluster.failure import Failure, failure_of
 from cluster.host_memory import read_memory
 from cluster.network import free_port, interface_variables
-from cluster.rank import RankControl, RankJob, RankSpec
+from cluster.rank import RankControl, RankSpec
 from cluster.reading import Outcome, Reading
+from trainer.rl.messages import FromTrainer, ToTrainer
 
 logger = logging.getLogger("braid")
 
@@ -26,8 +29,8 @@ logger = logging.getLogger("braid")
 class TrainWorker:
     """One process that works as one rank, and after a fault as the same or another one.
 
-    Every method returns at once, but for `prepare`, which imports, and `watch`, which waits: the
-    actor needs threads.
+    Every method returns at once, but for `prepare`, which imports, and `watch` and `collect`, which
+    wait: the actor needs threads.
     """
 
     def __init__(self, address: str, log: str) -> None:
@@ -80,7 +83,8 @@ class TrainWorker:
             os.getpid(),
             environment.generation,
         )
-        self._spec, self._control, self._failure = spec, RankControl(), None
+        self._control = RankControl(environment.generation)
+        self._spec, self._failure = spec, None
         self._work = self._thread.submit(load(work), spec, self._control)
         self._work.add_done_callback(self._note_failure)
 
@@ -104,6 +108,19 @@ class TrainWorker:
             outcome=self._outcome(),
             failure=self._failure,
         )
+
+    def deliver(self, generation: int, first: int, messages: Sequence[ToTrainer]) -> None:
+        """Messages for the work of that generation; `first` is the number of the first."""
+        self._control.post.deliver(generation, first, messages)
+
+    def collect(self, generation: int, first: int, timeout_s: float) -> tuple[FromTrainer, ...]:
+        """Messages of the work of that generation from number `first` on. Waits for one, up to
+        `timeout_s`."""
+        return self._control.post.collect(generation, first, timeout_s)
+
+    def hang_up(self, generation: int) -> None:
+        """The work of that generation will get no messages any more."""
+        self._control.post.hang_up(generation)
 
     def request_stop(self) -> None:
         """Ask the training thread to save and end."""
@@ -137,12 +154,11 @@ class TrainWorker:
         )
 
 
-def load(work: str) -> RankJob:
+def load(work: str) -> Any:
     """Import `module:function`. By name, since what imports torch takes seconds to import: workers
     do so side by side, and the driver never."""
     module, function = work.split(":")
-    job: RankJob = vars(importlib.import_module(module))[function]
-    return job
+    return vars(importlib.import_module(module))[function]
 
 
 def redirect_output(log: Path) -> None:

@@ -1,10 +1,11 @@
-"""Cross entropy and logits where every rank holds a part of the vocabulary.
+"""Cross entropy, log-probabilities and logits where every rank holds a part of the vocabulary.
 
 T tokens, C tokens of one chunk, D model width, V vocabulary, v = V / ranks of it on this rank,
 N ranks.
 
 Guarantees, each asserted in tests/parallel/test_vocab.py:
-- the loss is bitwise the same on all ranks, and so is the gradient of the hidden states;
+- loss and log-probabilities are bitwise the same on all ranks, and so is the gradient of the hidden
+  states;
 - nobody ever holds more than C v logits, and two exchanges per chunk are all there are: 8 bytes per
   token to know the normaliser, and the gradient of the hidden states, hidden behind the next
   chunk;
@@ -50,6 +51,63 @@ def vocabulary_parallel_logits(hidden_TD: Tensor, weight_vD: Tensor, axis: Tenso
     """[T, V], the same on all ranks of the axis, which all call it."""
     part_Tv = F.linear(axis.begin_region(hidden_TD), weight_vD.to(hidden_TD.dtype))
     return axis.gather_last(part_Tv)
+
+
+@torch.compiler.disable
+def vocabulary_parallel_log_probs(
+    hidden_TD: Tensor, weight_vD: Tensor, labels_T: Tensor, chunk_tokens: int, axis: TensorAxis
+) -> Tensor:
+    """[T]: log softmax(hidden @ weight^T)[label], fp32; 0, without gradient, where the label is
+    IGNORED_LABEL. As `vocabulary_parallel_loss_sum` otherwise, but that what all ranks make of the
+    log-probabilities must be the same, and backward computes the logits again.
+
+        logp_T = vocabulary_parallel_log_probs(hidden, my_rows, labels, 1024, axis)
+    """
+    return _SplitLogProbs.apply(
+        hidden_TD, weight_vD.to(hidden_TD.dtype), labels_T, chunk_tokens, axis
+    )
+
+
+class _SplitLogProbs(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_vD: Tensor,
+        labels_T: Tensor,
+        chunk_tokens: int,
+        axis: TensorAxis,
+    ) -> Tensor:
+        chunks = _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+        logp_T = hidden_TD.new_zeros(labels_T.shape, dtype=torch.float32)
+        normaliser_T = torch.zeros_like(logp_T)
+        for rows in chunks.rows:
+            chunk = _Chunk(chunks, rows)
+            logp_T[rows] = chunk.logp_C
+            normaliser_T[rows] = chunk.normaliser_C
+        ctx.save_for_backward(hidden_TD, weight_vD, labels_T, normaliser_T)
+        ctx.chunks = chunks.rows, axis
+        return logp_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_TD, weight_vD, labels_T, normaliser_T = ctx.saved_tensors
+        all_rows, axis = ctx.chunks
+        grad_hidden_TD = torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)
+        grad_weight_vD = torch.zeros_like(weight_vD, dtype=torch.float32)
+        sums: list[Started] = []
+        for rows in all_rows:
+            held_C1, target_C1 = _own_targets(labels_T[rows], weight_vD.shape[0], axis)
+            grad_C1 = torch.where(labels_T[rows] != IGNORED_LABEL, grad_T[rows], 0.0).unsqueeze(1)
+            logits_Cv = (hidden_TD[rows] @ weight_vD.t()).float()
+            grad_Cv = logits_Cv.sub_(normaliser_T[rows].unsqueeze(1)).exp_().mul_(-grad_C1)
+            grad_Cv = grad_Cv.scatter_add_(1, target_C1, grad_C1 * held_C1).to(hidden_TD.dtype)
+            torch.mm(grad_Cv, weight_vD, out=grad_hidden_TD[rows])
+            sums.append(axis.start_all_reduce(grad_hidden_TD[rows]))
+            _add_product(grad_weight_vD, grad_Cv.t(), hidden_TD[rows])
+        axis.finish(sums)
+        return grad_hidden_TD, grad_weight_vD.to(weight_vD.dtype), None, None, None
 
 
 class _SplitCrossEntropy(Function):
@@ -124,26 +182,31 @@ class _Chunk:
     """Logits of a few tokens over this rank's vocabulary, with the normaliser over all of it."""
 
     def __init__(self, chunks: _Chunks, rows: slice) -> None:
-        size, axis = chunks.weight_vD.shape[0], chunks.axis
-        labels_C = chunks.labels_T[rows]
-        own_C = labels_C - axis.rank * size
+        labels_C, axis = chunks.labels_T[rows], chunks.axis
         self._kept_C = labels_C != IGNORED_LABEL
-        self._held_C1 = (self._kept_C & (own_C >= 0) & (own_C < size)).unsqueeze(1)
-        self._target_C1 = own_C.clamp(0, size - 1).unsqueeze(1)
+        self._held_C1, self._target_C1 = _own_targets(labels_C, chunks.weight_vD.shape[0], axis)
         self._logits_Cv = (chunks.hidden_TD[rows] @ chunks.weight_vD.t()).float()
         target_C1 = self._logits_Cv.gather(1, self._target_C1).masked_fill(~self._held_C1, 0.0)
         # One exchange instead of a maximum and then sums: the logarithm of a part's sum is as
         # safe from overflow as the maximum is.
         part_2C = torch.stack((self._logits_Cv.logsumexp(dim=-1), target_C1.squeeze(1)))
         parts_N2C = axis.all_gather(part_2C)
-        self._normaliser_C = parts_N2C[:, 0].logsumexp(dim=0)
-        self.loss = ((self._normaliser_C - parts_N2C[:, 1].sum(dim=0)) * self._kept_C).sum()
+        self.normaliser_C = parts_N2C[:, 0].logsumexp(dim=0)
+        self.logp_C = (parts_N2C[:, 1].sum(dim=0) - self.normaliser_C) * self._kept_C
+        self.loss = -self.logp_C.sum()
 
     def logits_gradient(self) -> Tensor:
         """softmax minus the target, zero where there is none; takes the place of the logits."""
-        grad_Cv = self._logits_Cv.sub_(self._normaliser_C.unsqueeze(1)).exp_()
+        grad_Cv = self._logits_Cv.sub_(self.normaliser_C.unsqueeze(1)).exp_()
         grad_Cv.scatter_add_(1, self._target_C1, -self._held_C1.to(grad_Cv.dtype))
         return grad_Cv.mul_(self._kept_C.unsqueeze(1))
+
+
+def _own_targets(labels_C: Tensor, size: int, axis: TensorAxis) -> tuple[Tensor, Tensor]:
+    """Whether a label is in this rank's part of the vocabulary, and where; each [C, 1]."""
+    own_C = labels_C - axis.rank * size
+    held_C = (labels_C != IGNORED_LABEL) & (own_C >= 0) & (own_C < size)
+    return held_C.unsqueeze(1), own_C.clamp(0, size - 1).unsqueeze(1)
 
 
 def _add_product(total_vD: Tensor, left_vC: Tensor, right_CD: Tensor) -> None:

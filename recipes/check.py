@@ -15,6 +15,7 @@ from trainer.model.config import Architecture
 from trainer.model.resolve import resolve_architecture
 from trainer.model.size import active_parameter_count, parameter_count
 from trainer.planner.batch import BatchArithmetic, batch_of
+from trainer.rl.describing import explain
 from trainer.spread import choose_layout
 
 WEIGHT_BYTES = 4
@@ -50,6 +51,9 @@ class CheckReport:
 
     data: str
     """What is read, and whether it is on this machine."""
+
+    rewards: str
+    """What is sampled and by whom; empty without rewards."""
 
     @property
     def state_bytes(self) -> dict[str, int]:
@@ -87,6 +91,7 @@ class CheckReport:
             "optimizer_states_in": self.states_in,
             "fits": self.fits,
             "data": self.data,
+            "rewards": self.rewards,
             "architecture": asdict(self.architecture),
         }
 
@@ -112,6 +117,7 @@ class CheckReport:
             ("memory per rank", f"{gib(sum(state.values()))} = {parts}; {verdict}"),
             ("device memory", f"{gib(self.device_bytes)}, {self.device_note}"),
             ("data", self.data),
+            *([("rewards", self.rewards)] if self.rewards else []),
         ]
 
 
@@ -148,12 +154,15 @@ def check(loaded: LoadedRecipe, *, device_memory_gib: float) -> CheckReport:
         unsent_bytes=unsent_bytes,
         states_in=recipe.offload.optimizer if recipe.offload.optimizer != "auto" else "device",
         data=_data(recipe.data.source),
+        rewards=explain(recipe.rl, recipe.rollout, steps=recipe.train.steps)
+        if recipe.rl.enabled
+        else "",
     )
 
 
 def _data(source: str) -> str:
     # Not an error: a recipe is often checked on another machine than it runs on.
-    found = source == "python_stdlib" or any(glob.iglob(os.path.expanduser(source)))
+    found = source in ("python_stdlib", "task") or any(glob.iglob(os.path.expanduser(source)))
     return source if found else f"{source}, which is not on this machine"
 
 
@@ -165,6 +174,11 @@ def host_memory_bytes() -> int:
 def vocabulary_rows(loaded: LoadedRecipe) -> int:
     """Size of the tokenizer that the recipe will use, without reading any data."""
     data, model = loaded.recipe.data, loaded.recipe.model
+    if data.tokenizer == "bytes":
+        # Only here, so that most recipes are checked without the tokenizer library.
+        from trainer.data.tokenizer import byte_tokenizer
+
+        return byte_tokenizer().vocab_size
     source = model.path if data.tokenizer == "auto" else data.tokenizer
     if source is None:
         return data.vocab_size

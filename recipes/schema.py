@@ -48,6 +48,8 @@ class Recipe(JobConfig):
             keep=self.keep,
             numeric=self.numeric,
             comms=self.comms,
+            rl=self.rl,
+            rollout=self.rollout,
         )
 
 

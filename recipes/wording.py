@@ -46,7 +46,20 @@ def step_line(record: Mapping[str, Any]) -> str:
     ]
     if record["skipped"]:
         parts.append("skipped: not finite")
-    return "  ".join(parts)
+    return "  ".join([*parts[:2], *_of_rewards(record), *parts[2:]])
+
+
+def _of_rewards(record: Mapping[str, Any]) -> list[str]:
+    """What a step by rewards has besides: nothing for the others."""
+    if "reward/mean" not in record:
+        return []
+    waits = (record.get("timing_s/trainer_wait", 0.0), record.get("timing_s/rollout_wait", 0.0))
+    return [
+        f"reward: {record['reward/mean']:.3f}",
+        f"accuracy: {100 * record.get('accuracy', 0.0):.1f}%",
+        f"stale: {record.get('staleness/mean', 0.0):.2f}",
+        f"waits: {waits[0]:.2f}s train, {waits[1]:.2f}s sample",
+    ]
 
 
 def next_commands(outcome: Mapping[str, Any], run_dir: str, prefix: str = "") -> list[str]:

@@ -15,6 +15,8 @@ from trainer.keeping.config import KeepingConfig
 from trainer.main import run_job
 from trainer.metrics import StepReport
 from trainer.model.config import ModelConfig, MoeConfig
+from trainer.rl.mail import TrainerMail
+from trainer.rl.mailbox import Mailbox
 from trainer.status import Status
 
 
@@ -141,6 +143,7 @@ def _work(
             should_regroup=lambda: rank == 0 and len(reports) + 1 == leave_after,
             host_memory_gib=lambda: 0.0,
             on_report=reports.append,
+            mail=TrainerMail(Mailbox(), Mailbox()) if rank == 0 and config.rl.enabled else None,
         )
     except BaseException as error:
         results.put((rank, pickle.dumps(error)))

@@ -1,6 +1,7 @@
 """Join the parts of one training process: the one place that knows them all."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
-from comms.groups import broadcast_bytes, device_of, own_group, side_group
+from comms.groups import broadcast_bytes, device_of, side_group
 from comms.ledger import Ledger
 from comms.telemetry.recorder import Recorder
 from parallel.experts.placement import loan_cost_rows
@@ -18,12 +19,10 @@ from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
-from trainer.data.stream import TokenStream
 from trainer.data.tokenizer import Tokenizer
 from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
-from trainer.feed import StepFeed
 from trainer.host_map import map_hosts
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
@@ -39,10 +38,11 @@ from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
 from trainer.progress import Progress
 from trainer.resume import Restored, restore
+from trainer.rl.mail import TrainerMail
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
-from trainer.schedule import build_schedule
 from trainer.snapshot_opening import find_own_snapshots, folder_of, open_snapshots
+from trainer.step_sources import open_steps, schedule_of
 from trainer.stopwatch import Stopwatch
 
 PHASES = {"begin": "rounds", "summed": "vote", "voted": "update", "updated": "report"}
@@ -57,9 +57,10 @@ def build(
     corpus: Corpus,
     listeners: Listeners,
     recorder: Recorder | None = None,
+    mail: TrainerMail | None = None,
 ) -> Job:
     """Make every part and join them. All ranks call it, after joining the default group. With
-    `recorder`, what the job does can be read from outside while it does it."""
+    `recorder`, what they do can be read from outside; `mail` is rank 0's in a run by rewards."""
     listeners.status.enter("building")
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
@@ -69,9 +70,64 @@ def build(
         config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger, hosts=hosts
     )
     arithmetic = batch_of(config, environment.world_size)
-    cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
     islands = open_islands(config, assembly, rank=environment.rank, recorder=recorder)
+    state = open_state(config, folder, environment, assembly, corpus, arithmetic, islands)
+    links = open_links(
+        hosts,
+        environment,
+        followers_of(assembly, config.parallel),
+        assembly.layout,
+        folder,
+        step=state.progress.step,
+    )
+    planner = build_planner(config, environment, assembly, arithmetic, islands, links)
+    feed, followers = open_steps(
+        config, environment, assembly, corpus, planner, arithmetic, state.numeric, listeners, mail
+    )
+    ledger.take()
+    return Job(
+        environment=environment,
+        folder=folder,
+        rules=rules_of(config, assembly),
+        assembly=assembly,
+        progress=state.progress,
+        planner=planner,
+        feed=feed,
+        followers=followers,
+        saver=state.saver,
+        memory=state.memory,
+        numeric=state.numeric,
+        elastic=open_elastic(assembly, planner),
+        islands=islands,
+        links=links,
+        ledger=ledger,
+        stopwatch=Stopwatch(device_of(environment), partial(enter_phase, ledger)),
+        listeners=listeners,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a run stands, and what keeps it."""
+
+    progress: Progress
+    memory: MemorySaver
+    saver: Saver
+    numeric: NumericGuard
+
+
+def open_state(
+    config: JobConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    assembly: Assembly,
+    corpus: Corpus,
+    arithmetic: BatchArithmetic,
+    islands: Islands | None,
+) -> State:
+    """Load what the run goes on from, and open what keeps it. All ranks call it."""
+    cursor = data_cursor(config, corpus, arithmetic)
     group = side_group()
     rollbacks = agreed_rollbacks(folder, environment, group)
     restored = restore(
@@ -91,28 +147,7 @@ def build(
         config, folder, environment, group, assembly, islands, restored, describe_run
     )
     numeric = open_numeric(config, folder, environment, group, assembly, saver, progress)
-    followers = followers_of(assembly, config.parallel)
-    links = open_links(hosts, environment, followers, assembly.layout, folder, step=progress.step)
-    planner = build_planner(config, environment, assembly, arithmetic, islands, links)
-    ledger.take()
-    return Job(
-        environment=environment,
-        folder=folder,
-        rules=rules_of(config, assembly),
-        assembly=assembly,
-        progress=progress,
-        planner=planner,
-        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, numeric),
-        saver=saver,
-        memory=memory,
-        numeric=numeric,
-        elastic=open_elastic(assembly, planner),
-        islands=islands,
-        links=links,
-        ledger=ledger,
-        stopwatch=Stopwatch(device_of(environment), partial(enter_phase, ledger)),
-        listeners=listeners,
-    )
+    return State(progress=progress, memory=memory, saver=saver, numeric=numeric)
 
 
 def enter_phase(ledger: Ledger, mark: str) -> None:
@@ -152,7 +187,7 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
         total_steps=config.train.steps,
         max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
-        schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
+        schedule=schedule_of(config),
         seed=config.run.seed,
         linear_flops_per_token=linear_flops,
         quadratic_flops=quadratic_flops,
@@ -265,33 +300,3 @@ def open_saver(
         else:
             saver.found(restored.on_disk)
     return saver
-
-
-def open_feed(
-    config: JobConfig,
-    environment: RankEnvironment,
-    assembly: Assembly,
-    corpus: Corpus,
-    planner: Planner,
-    arithmetic: BatchArithmetic,
-    numeric: NumericGuard,
-) -> StepFeed:
-    """The stream from the first step that is still to do, prepared on a group of its own."""
-    stream = TokenStream(
-        corpus,
-        config.data,
-        seed=config.run.seed,
-        sequences_per_step=arithmetic.sequences_per_step,
-    )
-    layout = assembly.layout
-    group = own_group(layout.islands(), backend="gloo")
-    assert group is not None
-    return StepFeed(
-        stream,
-        planner,
-        data_rank=layout.data_rank(environment.rank),
-        island=layout.island_of(environment.rank),
-        islands=layout.island,
-        group=group,
-        steps=numeric.steps_left(config.train.steps),
-    )

@@ -3,16 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comms.compression.config import WITHOUT_MOMENTUM
 from comms.config import CommsConfig
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from trainer.checkpoint.config import CheckpointConfig
+from trainer.combinations import activation_problem, optimizer_problem
 from trainer.data.config import DataConfig
 from trainer.keeping.config import KeepingConfig
 from trainer.model.config import ModelConfig
 from trainer.numeric.config import NumericConfig
 from trainer.numeric.rules import problem_of
+from trainer.rl.config import RlConfig, RolloutConfig
+from trainer.rl.rules import Around, rewards_problem
 
 
 def _positive(section: str, **values: float) -> None:
@@ -193,51 +195,37 @@ class JobConfig:
     keep: KeepingConfig = field(default_factory=KeepingConfig)
     numeric: NumericConfig = field(default_factory=NumericConfig)
     comms: CommsConfig = field(default_factory=CommsConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
         for rule in (
             self._batch_rule,
             self._context_rule,
             self._scratch_rule,
-            self._activation_rule,
-            self._optimizer_rule,
-            self._compression_rule,
+            self._combination_rule,
             self._island_rule,
             self._numeric_rule,
+            self._reward_rule,
         ):
             rule()
 
-    def _activation_rule(self) -> None:
-        wanted = self.offload.activations
-        if self.train.recompute and wanted not in ("auto", "recompute"):
-            raise ValueError(
-                f"train.recompute=true runs whole blocks again, but offload.activations={wanted} "
-                "says otherwise; set train.recompute to false, or offload.activations to recompute"
-            )
-        if self.train.compile and wanted in ("selective", "swap"):
-            raise ValueError(
-                f"offload.activations={wanted} takes blocks apart, which train.compile=true makes "
-                "one graph of; set train.compile to false, or offload.activations to recompute"
-            )
-
-    def _optimizer_rule(self) -> None:
-        if self.optim.name == "sgd" and self.offload.optimizer not in ("auto", "device"):
-            raise ValueError(
-                f"offload.optimizer={self.offload.optimizer} moves AdamW's states, but optim.name="
-                "sgd; set offload.optimizer to device, or optim.name to adamw"
-            )
-
-    def _compression_rule(self) -> None:
-        optim = self.optim
-        if self.comms.replica.method != "dgc" or (optim.name == "sgd" and optim.momentum):
-            return
-        found = optim.name if optim.name != "sgd" else f"sgd with optim.momentum={optim.momentum}"
-        others = [method for method in WITHOUT_MOMENTUM if method != "none"]
-        raise ValueError(
-            "comms.replica.method=dgc corrects the momentum of SGD and does not fit optim.name="
-            f"{found}; set optim.name=sgd with optim.momentum=0.9, or comms.replica.method to one "
-            f"of {', '.join(others)}"
+    def _combination_rule(self) -> None:
+        train = self.train
+        problems = (
+            activation_problem(
+                self.offload.activations, recompute=train.recompute, compiled=train.compile
+            ),
+            optimizer_problem(
+                self.optim.name,
+                self.optim.momentum,
+                placement=self.offload.optimizer,
+                method=self.comms.replica.method,
+            ),
         )
+        for problem in problems:
+            if problem is not None:
+                raise ValueError(problem)
 
     def _scratch_rule(self) -> None:
         for folder in self.offload.disks:
@@ -287,7 +275,20 @@ class JobConfig:
             islands=self.parallel.island,
             compression=self.comms.replica.method,
             rebalance_interval_steps=self.parallel.rebalance_interval_steps,
+            by_rewards=self.rl.enabled,
         )
+        if problem is not None:
+            raise ValueError(problem)
+
+    def _reward_rule(self) -> None:
+        around = Around(
+            steps=self.train.steps,
+            max_tokens_per_device=self.train.max_tokens_per_device,
+            max_context_tokens=None if self.model.path else self.model.max_context_tokens,
+            data=self.data,
+            parallel=self.parallel,
+        )
+        problem = rewards_problem(self.rl, self.rollout, around)
         if problem is not None:
             raise ValueError(problem)
 

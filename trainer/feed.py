@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch.distributed as dist
 
@@ -12,6 +13,7 @@ from parallel.sequence.stretches import padding_multiple, token_ranges
 from trainer.data.batch import Batch
 from trainer.data.sequence import PackedSequence
 from trainer.data.stream import TokenStream
+from trainer.figures import StepFigures
 from trainer.planner.codec import decode_plan, encode_plan
 from trainer.planner.plan import Padding, SequenceGroup, StepPlan
 from trainer.planner.protocol import Planner
@@ -50,6 +52,26 @@ class StepWork:
     """What losses are divided by: the target tokens of the whole step, over the number of islands.
     The mean of the islands' gradients is then that of all tokens, whatever each island has."""
 
+    figures: StepFigures = field(default_factory=StepFigures)
+    """What is reported beside the loss."""
+
+
+class AskedToStop(Exception):
+    """The run was asked to stop while a batch was waited for."""
+
+
+class Feed(Protocol):
+    """Where steps come from. All ranks take the same ones in the same order."""
+
+    def phase(self, step: int) -> str:
+        """What waiting for `step` is called in telemetry."""
+
+    def take(self, step: int) -> StepWork:
+        """Wait for `step`. Steps must be consecutive. May raise AskedToStop."""
+
+    def close(self) -> None:
+        """End its threads."""
+
 
 class StepFeed:
     """Prepares one step ahead on a thread of its own, in the order in which steps are taken.
@@ -81,6 +103,10 @@ class StepFeed:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
         self._next = self._begin()
 
+    def phase(self, step: int) -> str:
+        """Waiting for data, whatever the step."""
+        return "data"
+
     def take(self, step: int) -> StepWork:
         """Wait for `step`, and begin to prepare the one after it. None may be left out."""
         assert self._next is not None, f"there is no step {step}"
@@ -101,7 +127,9 @@ class StepFeed:
         # Steps count from 1 for people, and from 0 in the stream.
         batch = self._stream.sequences(step - 1)
         sequences = batch[self._island :: self._islands]
-        plan = self._agreed_plan(step, [s.num_tokens for s in sequences])
+        plan = agreed_plan(
+            self._planner, step, [s.num_tokens for s in sequences], group=self._group
+        )
         groups = tuple(r.group_of(self._data_rank) for r in plan.rounds)
         shares = [(sequences[i].num_tokens, g.size) for g in groups for i in g.sequences]
         return StepWork(
@@ -131,11 +159,15 @@ class StepFeed:
         position = self._data_rank - group.first_rank
         return whole.share(token_ranges(whole.sequence_ends[-1], group.attention, position))
 
-    def _agreed_plan(self, step: int, lengths_tokens: list[int]) -> StepPlan:
-        if self._group.rank() > 0:
-            return decode_plan(broadcast_bytes(b"", group=self._group))
-        begin_s = time.perf_counter()
-        plan = self._planner.choose(step, lengths_tokens)
-        plan = replace(plan, plan_s=time.perf_counter() - begin_s)
-        broadcast_bytes(encode_plan(plan), group=self._group)
-        return plan
+
+def agreed_plan(
+    planner: Planner, step: int, lengths_tokens: list[int], *, group: dist.ProcessGroup
+) -> StepPlan:
+    """The plan of the first rank of `group` for sequences of these lengths. All of them call it."""
+    if group.rank() > 0:
+        return decode_plan(broadcast_bytes(b"", group=group))
+    begin_s = time.perf_counter()
+    plan = planner.choose(step, lengths_tokens)
+    plan = replace(plan, plan_s=time.perf_counter() - begin_s)
+    broadcast_bytes(encode_plan(plan), group=group)
+    return plan

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from comms.config import RankEnvironment
 from comms.ledger import Ledger
 from trainer.assembly import Assembly
 from trainer.elastic import ElasticExperts
-from trainer.feed import StepFeed
+from trainer.feed import Feed
 from trainer.islands.exchange import Islands
 from trainer.links import HostLinks
 from trainer.memory_saver import MemorySaver
@@ -84,6 +86,41 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """What those who follow the training are told of a step."""
+
+    step: int
+    newest: Path | None
+    """The newest complete checkpoint; None before the first."""
+
+    trained_s: float
+    """Seconds of the step, waiting for its batch not included."""
+
+    waited_s: float
+    """Seconds of waiting for its batch."""
+
+
+class Followers(Protocol):
+    """Those outside the training who work with its weights."""
+
+    def follow(self, done: StepDone) -> None:
+        """Give them the weights as they are now. All ranks call it after every step."""
+
+    def close(self) -> None:
+        """Let go of them. Every rank calls it once."""
+
+
+class NoFollowers:
+    """Nobody."""
+
+    def follow(self, done: StepDone) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything one rank trains with."""
 
@@ -93,7 +130,10 @@ class Job:
     assembly: Assembly
     progress: Progress
     planner: Planner
-    feed: StepFeed
+    feed: Feed
+    followers: Followers
+    """Who is given each step's weights."""
+
     saver: Saver
     memory: MemorySaver
     """Takes snapshots in memory."""
@@ -121,6 +161,7 @@ class Job:
     def close(self) -> None:
         """End threads and flush what is written. Every rank calls it once."""
         self.feed.close()
+        self.followers.close()
         self.saver.close()
         if self.islands is not None:
             self.islands.close()

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from comms.groups import device_of
-from trainer.feed import StepWork
-from trainer.job import Job, Outcome
+from trainer.feed import AskedToStop, StepWork
+from trainer.job import Job, Outcome, StepDone
 from trainer.memory import device_memory_gib
 from trainer.metrics import StepReport
 from trainer.model.config import Architecture
@@ -21,32 +21,19 @@ def train(job: Job) -> Outcome:
     if job.saver.newest is None:
         job.saver.rehearse(job.progress.step)
     job.listeners.status.enter("first_step", job.progress.step)
-    stopped = False
-    ended_s = time.perf_counter()
-    for step in job.remaining_steps():
-        verdict, ended_s = run_step(job, step, ended_s=ended_s)
-        job.ledger.enter("save")
-        if job.saver.is_due(step, by_time=verdict.save):
-            publish_rest(job)
-        job.saver.save_if_due(step, by_time=verdict.save)
-        job.memory.save_if_due(step)
-        job.listeners.status.enter("training", step)
-        if verdict.stop and step < job.rules.total_steps:
-            stopped = True
-            break
-        kept = verdict.in_memory or job.saver.is_due(step, by_time=verdict.save)
-        if verdict.regroup and kept and step < job.rules.total_steps:
-            return leave_for_others(job)
-    if not stopped:
-        # The last steps may have been left out.
-        job.progress.step = max(job.progress.step, job.rules.total_steps)
+    try:
+        ending = run_steps(job)
+    except AskedToStop:
+        ending = "stopped"
+    if ending == "regrouped":
+        return leave_for_others(job)
     job.listeners.status.enter("stopping")
     publish_rest(job)
     job.memory.settle()
     checkpoint = job.saver.finish(job.progress.step)
     job.memory.finish()
     return Outcome(
-        kind="stopped" if stopped else "finished",
+        kind=ending,
         step=job.progress.step,
         checkpoint=None if checkpoint is None else str(checkpoint),
     )
@@ -65,6 +52,27 @@ def leave_for_others(job: Job) -> Outcome:
     )
 
 
+def run_steps(job: Job) -> str:
+    """Train the remaining steps, or until there is reason to leave; the kind of outcome."""
+    ended_s = time.perf_counter()
+    for step in job.remaining_steps():
+        verdict, ended_s = run_step(job, step, ended_s=ended_s)
+        job.ledger.enter("save")
+        if job.saver.is_due(step, by_time=verdict.save):
+            publish_rest(job)
+        job.saver.save_if_due(step, by_time=verdict.save)
+        job.memory.save_if_due(step)
+        job.listeners.status.enter("training", step)
+        if verdict.stop and step < job.rules.total_steps:
+            return "stopped"
+        kept = verdict.in_memory or job.saver.is_due(step, by_time=verdict.save)
+        if verdict.regroup and kept and step < job.rules.total_steps:
+            return "regrouped"
+    # The last steps may have been left out.
+    job.progress.step = max(job.progress.step, job.rules.total_steps)
+    return "finished"
+
+
 def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     """Train one step, report it, and act on wrong numbers; the verdict, and when it ended.
 
@@ -72,7 +80,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     Raises NumericError where wrong numbers end the run.
     """
     begin_s = time.perf_counter()
-    job.ledger.begin_step(step, "data")
+    job.ledger.begin_step(step, job.feed.phase(step))
     work = job.feed.take(step)
     data_s = time.perf_counter() - begin_s
     job.ledger.begin_work(job.rules.flops(work.own_tokens, work.own_squared_tokens))
@@ -81,6 +89,7 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
     advance(job, work, result.verdict)
     rearrange_experts(job, step, result.verdict)
     now_s = time.perf_counter()
+    tell_followers(job, step, trained_s=now_s - begin_s - data_s, waited_s=data_s)
     report = make_report(job, work, result, data_s=data_s, step_s=now_s - ended_s)
     if job.environment.rank % job.assembly.layout.island_ranks == 0:
         job.planner.observe(report.plan, report.measured)
@@ -121,6 +130,13 @@ def rearrange_experts(job: Job, step: int, verdict: Verdict) -> None:
         )
 
 
+def tell_followers(job: Job, step: int, *, trained_s: float, waited_s: float) -> None:
+    """Say that the step is done, and give its weights to those who work with them."""
+    job.followers.follow(
+        StepDone(step=step, newest=job.saver.newest, trained_s=trained_s, waited_s=waited_s)
+    )
+
+
 def make_report(
     job: Job, work: StepWork, result: StepResult, *, data_s: float, step_s: float
 ) -> StepReport:
@@ -154,6 +170,7 @@ def make_report(
         activations=result.activations,
         exchanged=result.exchanged,
         islands=result.islands,
+        figures=work.figures.with_sums(verdict.figures),
     )
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ from trainer.folder_lock import only_writer
 from trainer.job import Listeners, Outcome
 from trainer.loop import train
 from trainer.metrics import JsonlSink, Sink, StepReport
-from trainer.reads import ReadLog, require_read
+from trainer.reads import ReadLog, leaves_of, require_read
+from trainer.rl.mail import TrainerMail
+from trainer.rl.tasks.solved import with_solved_questions
 from trainer.run_folder import RunFolder, append_event
 from trainer.status import Status
 from trainer.telemetry import recording
@@ -43,16 +46,18 @@ def run_job(
     on_report: Callable[[StepReport], None],
     board: Path | None = None,
     should_regroup: Callable[[], bool] = bool,
+    mail: TrainerMail | None = None,
 ) -> Outcome:
     """Train as `config` says. All ranks call it, once per process.
 
     `explicit` maps the keys that the user set to where they were set; one that nothing reads is a
     RecipeError before the first step. `sinks` are used on rank 0, beside the run folder's own.
     `board` is a file in this host's memory in which the process tells what it does; it can be read
-    while the process is stuck.
+    while the process is stuck. `mail` is how rank 0 of a run by rewards talks with the rest of it;
+    other ranks have none.
     """
     log = ReadLog()
-    config = log.watch(config)
+    config = watched(config, log)
     folder = RunFolder.of(config.run)
     torch.set_num_threads(environment.threads)
     with recording(board, environment, status) as recorder, ExitStack() as stack:
@@ -77,12 +82,26 @@ def run_job(
             )
             try:
                 outcome = _train(
-                    config, environment, tokenizer, corpus, listeners, log, explicit, recorder
+                    config, environment, tokenizer, corpus, listeners, log, explicit, recorder, mail
                 )
             finally:
                 leave()
         status.enter("done")
         return outcome
+
+
+def watched(config: JobConfig, log: ReadLog) -> JobConfig:
+    """The configuration, with `log` noting what of it is read. What is meant for the other roles of
+    a run by rewards counts as read."""
+    # Before reads are noted: it reads keys that only count where the source is the task.
+    data = with_solved_questions(config.data, config.rl.task, seed=config.run.seed)
+    if data is not config.data:
+        task = (name for name, _ in leaves_of(config.rl.task, "rl.task."))
+        log.note("data.task_questions", *task)
+    if config.rl.enabled:
+        log.note(*(name for name, _ in leaves_of(config.rl, "rl.")))
+        log.note(*(name for name, _ in leaves_of(config.rollout, "rollout.")))
+    return log.watch(replace(config, data=data))
 
 
 def meet(environment: RankEnvironment) -> None:
@@ -107,6 +126,7 @@ def _train(
     log: ReadLog,
     explicit: Mapping[str, str],
     recorder: Recorder | None,
+    mail: TrainerMail | None,
 ) -> Outcome:
     job = build(
         config,
@@ -115,6 +135,7 @@ def _train(
         corpus=corpus,
         listeners=listeners,
         recorder=recorder,
+        mail=mail,
     )
     with closing(job):
         require_read(log, explicit)

@@ -1,7 +1,8 @@
 """What one step reports, and where reports go."""
 
 from collections import deque
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +94,9 @@ class StepReport:
     islands: IslandFigures | None = None
     """None where there is one."""
 
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the step's work reports beside its loss, by the names that metrics have."""
+
     @property
     def tokens_per_s(self) -> float:
         """Input tokens per second, all ranks together."""
@@ -124,6 +128,7 @@ class StepReport:
             **self._activation_record(),
             **self._exchange_record(),
             **self._island_record(),
+            **self.figures,
         }
 
     def _island_record(self) -> dict[str, float]:

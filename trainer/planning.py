@@ -24,6 +24,7 @@ from trainer.planner.outer import IslandPlanner, OuterCosts
 from trainer.planner.placed import PlacedPlanner
 from trainer.planner.plan import Activation, StepPlan
 from trainer.planner.protocol import Planner
+from trainer.planner.steady import SteadyPlanner
 from trainer.spread import group_sizes, pool_ranks_per_host
 
 
@@ -38,7 +39,8 @@ def build_planner(
     """The planner of this rank's island, with its machines' rates. All ranks call it: links are
     measured together.
 
-    Sequences of one length, each on one rank, are dealt out; all others are assigned by cost.
+    Sequences of one length, each on one rank, are dealt out, and by their lengths so are those of
+    runs by rewards; all others are assigned by cost.
     """
     planner = _assigning_planner(config, environment, assembly, arithmetic)
     room = assembly.activations.room
@@ -94,7 +96,8 @@ def _assigning_planner(
     activation: Activation = "keep"
     if assembly.activation_kinds == ("recompute",):
         activation = "recompute"
-    if config.parallel.sp == 1 and packing_of(config.data) != "single":
+    one_length = packing_of(config.data) != "single" and not config.rl.enabled
+    if config.parallel.sp == 1 and one_length:
         return FixedPlanner(
             layout=assembly.layout,
             arithmetic=arithmetic,
@@ -102,7 +105,9 @@ def _assigning_planner(
             model=cost,
             hardware=hardware,
         )
-    return GroupPlanner(
+    # A sequence alone on its rank gains little from rates, and without them steps can be repeated.
+    kind = SteadyPlanner if config.rl.enabled and config.parallel.sp == 1 else GroupPlanner
+    return kind(
         layout=assembly.layout,
         arithmetic=arithmetic,
         activation=activation,

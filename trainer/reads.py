@@ -23,9 +23,9 @@ class ReadLog:
         """Every leaf read so far."""
         return frozenset(self._read)
 
-    def note(self, name: str) -> None:
-        """Record that the leaf `name` was read."""
-        self._read.add(name)
+    def note(self, *names: str) -> None:
+        """Record that these leaves were read."""
+        self._read.update(names)
 
     def watch(self, config: T, prefix: str = "") -> T:
         """An equal config, of a subclass of its type, that records reads of its leaves here."""

@@ -38,7 +38,7 @@ class PlainRounds:
         self, model: Decoder, gradients: Gradients, on_round: Callable[[int], None]
     ) -> None:
         """`on_round` hears of each round as it begins, counted from 0."""
-        self._model = model
+        self.model = model
         self._gradients = gradients
         self._on_round = on_round
 
@@ -49,14 +49,18 @@ class PlainRounds:
         for number, (batch, sharing) in enumerate(zip(batches, sharings, strict=True)):
             self._on_round(number)
             self._gradients.start_round(last=number == len(batches) - 1)
-            parts = self._model(batch, sharing)
+            parts = self.forward(batch, sharing)
             ((parts.loss_sum + parts.aux_sum) / divisor).backward()
             found.append(LossParts(*(part.detach() for part in parts)))
         return LossParts(*(torch.stack(part).sum(0) for part in zip(*found, strict=True)))
 
+    def forward(self, batch: Batch, sharing: Sharing) -> LossParts:
+        """Losses of one round."""
+        return self.model(batch, sharing)
+
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> LossParts:
-        return self._model(batch)
+        return self.model(batch)
 
 
 class PipelinedRounds:

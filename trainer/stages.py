@@ -1,5 +1,7 @@
 """Spread a decoder, or the stages of it that a rank has, and make ready what trains on it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -25,6 +27,7 @@ from trainer.model.layers import DecoderLayers
 from trainer.model.stage import DecoderStage, DecoderStages
 from trainer.model.stage_costs import stage_layers
 from trainer.model.tensor import split_decoder
+from trainer.rl.rounds import PolicyRounds
 from trainer.rounds import PipelinedRounds, PlainRounds, Rounds
 from trainer.spread import pipeline_shape
 from trainer.weights import Weights
@@ -58,7 +61,9 @@ def spread_decoder(
         model = Decoder(architecture)
     hosts = _expert_hosts(config, meshes, ranks_per_host)
     spread = _parallelize(model, config, meshes, dtype, ledger, hosts, replicas)
-    return _Whole(model, spread, ledger)
+    if config.rl.enabled:
+        return _Whole(model, spread, ledger, partial(PolicyRounds, config=config.rl.objective))
+    return _Whole(model, spread, ledger, PlainRounds)
 
 
 def _expert_hosts(config: JobConfig, meshes: Meshes, ranks_per_host: int) -> HostGroups | None:
@@ -129,10 +134,13 @@ def _parallelize(
 
 
 class _Whole:
-    def __init__(self, model: Decoder, spread: Spread, ledger: Ledger) -> None:
+    def __init__(
+        self, model: Decoder, spread: Spread, ledger: Ledger, rounds: Callable[..., PlainRounds]
+    ) -> None:
         self._model = model
         self._spread = spread
         self._ledger = ledger
+        self._rounds = rounds
         self.weights = Weights(model, [spread])
 
     def allocate(self, device: torch.device) -> None:
@@ -140,7 +148,7 @@ class _Whole:
 
     def start(self) -> tuple[Gradients, Rounds]:
         gradients = self._spread.gradients()
-        return gradients, PlainRounds(self._model, gradients, self._ledger.begin_round)
+        return gradients, self._rounds(self._model, gradients, self._ledger.begin_round)
 
 
 class _Staged:

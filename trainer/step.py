@@ -103,6 +103,7 @@ def _vote(job: Job, step: int, parts: LossParts, *, heard_stop: bool, heard_save
             expert_load=parts.expert_load / layout.tp,
             dropped=float(parts.dropped) / layout.tp,
             bad_gradient=job.numeric.watch.take(),
+            figures=parts.figures / layout.tp,
             heard_stop=heard_stop,
             heard_save=heard_save,
             regroup=job.islands is None and job.listeners.should_regroup(),

@@ -41,6 +41,8 @@ class Ballot:
 
     bad_gradient: bool = False
     """Whether this rank saw its own gradient become something that is not finite."""
+    figures: Tensor | None = None
+    """fp32 [F], sums that an objective reports; None for none. As many on all ranks."""
 
     heard_stop: bool = False
     heard_save: bool = False
@@ -68,6 +70,9 @@ class Verdict:
 
     dropped: float
     """Of these assignments, those that experts had no room for."""
+
+    figures: tuple[float, ...]
+    """Sums that an objective reports, over all ranks."""
 
     heard_stop: bool
     heard_save: bool
@@ -123,7 +128,8 @@ def vote(
     elif ballot.bad_gradient:
         health[rank] = _BAD_GRADIENT
     load = ballot.expert_load.to("cpu", torch.float64)
-    urn = torch.cat([scalars, health, load.flatten()])
+    figures = torch.zeros(0) if ballot.figures is None else ballot.figures
+    urn = torch.cat([scalars, health, figures.to("cpu", torch.float64), load.flatten()])
     if world_size > 1:
         group = dist.group.WORLD if group is None else group
         assert group is not None
@@ -132,6 +138,7 @@ def vote(
         with ledger.recorded("vote", "all_reduce", sent_bytes, group):
             dist.all_reduce(urn, group=group)
     scalar_count = scalars.numel()
+    voted = scalar_count + world_size
     sums = urn[:scalar_count].tolist()
     loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped, *heard = sums
     health_sums = urn[scalar_count : scalar_count + world_size].tolist()
@@ -146,8 +153,9 @@ def vote(
         grad_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
         stop=stop > 0,
         save=save > 0,
-        expert_load=urn[scalar_count + world_size :].view(load.shape).float(),
+        expert_load=urn[voted + figures.numel() :].view(load.shape).float(),
         dropped=dropped,
+        figures=tuple(urn[voted : voted + figures.numel()].tolist()),
         heard_stop=heard[0] > 0,
         heard_save=heard[1] > 0,
         regroup=heard[2] > 0,

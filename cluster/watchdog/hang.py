@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from cluster.watchdog.deadlines import Deadlines, History
 from cluster.watchdog.evidence import ClusterEvidence, RankEvidence
 from cluster.watchdog.finding import Cause, Finding, Kind
-from cluster.watchdog.phases import DATA, ENDED, IN_STEP, STORAGE
+from cluster.watchdog.phases import DATA, IN_STEP, STORAGE, UNTIMED
 from cluster.watchdog.tracks import Track
 from cluster.watchdog.transfers import stuck_transfers
 from cluster.watchdog.waits import Mode, Wait, rings
@@ -46,7 +46,7 @@ class Standstill:
     def allowed_s(self, rank: int) -> float:
         """How long this rank may go without progress now."""
         reading = self.readings[rank]
-        if reading.phase in ENDED:
+        if reading.phase in UNTIMED:
             return float("inf")
         return self.deadlines.silence_in(
             reading.phase, more_work=self.history.more_work(reading.step_work)

@@ -24,3 +24,7 @@ STORAGE = frozenset({"save", "saving", "checkpoint", "loading", "snapshot"})
 
 ENDED = frozenset({"done"})
 """Phases that never end."""
+
+UNTIMED = ENDED | {"rollouts"}
+"""Phases that may last for ever: a batch of answers takes as long as those who sample need, and
+they are watched by themselves."""

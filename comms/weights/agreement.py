@@ -40,6 +40,12 @@ class WeightTransferError(RuntimeError):
         """What each rank reported of itself."""
 
 
+def decide_against(store: dist.Store, subject: str, reason: str) -> None:
+    """Have all ranks give `subject` up, unless it is decided. Any process may call it, with a store
+    client of its own that has the channel's prefix."""
+    store.compare_set(f"{subject}/decision", "", json.dumps({"text": reason}))
+
+
 class Deadline:
     """A point in time after which nobody waits."""
 

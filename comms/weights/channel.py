@@ -19,6 +19,7 @@ Guarantees, each asserted in tests/comms/weights/test_channel.py:
 - where a rank dies, hangs, damages a message or brings other weights, every other rank's call ends
   within the deadline and a grace, with an error that names it; no rank takes the version;
 - after that a channel of the ranks that are left works, with the same tensors;
+- a channel that is abandoned ends at once for all that wait in it, also for a rank that is gone;
 - packed weights arrive as they were when they were packed.
 """
 
@@ -31,7 +32,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from comms.weights.agreement import Agreement, Deadline, Problem, WeightTransferError
+from comms.weights.agreement import (
+    Agreement,
+    Deadline,
+    Problem,
+    WeightTransferError,
+    decide_against,
+)
 from comms.weights.codec import member_text, read_share
 from comms.weights.meeting import Meeting, connect, plan_for_all
 from comms.weights.plan import Member, Part
@@ -42,6 +49,8 @@ Tensors = Mapping[str, Sequence[Tensor]]
 """By name, one for each block that the rank gave or takes, in the same order."""
 
 _NONE = Store({}, {})
+
+_NO_VERSION = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +225,7 @@ class WeightChannel:
             self._store.wait([key], timedelta(milliseconds=max(1, 1000 * deadline.left_s)))
             offered = int(self._store.get(key))
         except dist.DistError as error:
-            return -1, Problem(f"rank 0 offered no version ({error})", blames=0)
+            return _NO_VERSION, Problem(f"rank 0 offered no version ({error})", blames=0)
         if version not in (None, offered):
             text = f"it gives version {version}, and rank 0 version {offered}"
             problem = problem or Problem(text, blames=self._rank)
@@ -248,6 +257,21 @@ class WeightChannel:
             self.close()
             return transfer.bill, Problem(str(problem), blames=problem.blames)
         return transfer.bill, None
+
+
+def abandon(store: dist.Store, prefix: str, *, transfers: int, reason: str) -> None:
+    """End what the ranks of a channel wait for, so that they can meet in another: for a thread
+    beside the one that transfers, with a store client that nothing else uses.
+
+    `transfers` is how many the channel has begun. That one fails on all ranks unless all have
+    everything already, and so does the next; ranks that are sending finish or fail with that first.
+    """
+    own = dist.PrefixStore(prefix, store)
+    for number in range(max(0, transfers - 1), transfers + 1):
+        decide_against(own, f"{number}/ready", reason)
+        decide_against(own, f"{number}/arrived", reason)
+        # Ranks may be waiting for rank 0 to offer one.
+        own.compare_set(f"{number}/version", "", str(_NO_VERSION))
 
 
 def _blocks(parts: Mapping[str, Part]) -> dict[str, Sequence]:

@@ -1,5 +1,7 @@
 """The guarantees of cluster/preflight.py."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.preflight import (
@@ -120,3 +122,35 @@ def test_all_differing_nodes_are_named_in_one_error() -> None:
     assert "apart: cannot read or write the driver's run folder /runs/x" in message
     assert "mute: did not answer" in message
     assert "good" not in message
+
+
+def sampling(rollouts: int, *, cpus: float = 1.0, gpus: float = 0.0) -> Needs:
+    """Two that train with a core each, and those that sample."""
+    return replace(
+        needs(2), rollouts=rollouts, rollout_cpus=cpus, rollout_gpus=gpus, rollout_memory_bytes=0
+    )
+
+
+def test_those_that_sample_need_room_beside_the_workers() -> None:
+    assert check_capacity([node("a", CPU=4.0)], sampling(2)).endswith(
+        "and 2 that sample, each 1 CPU"
+    )
+    with pytest.raises(ResourceError, match=r"missing: 1 CPU.*lower rollout\.workers"):
+        check_capacity([node("a", CPU=3.0)], sampling(2))
+
+
+def test_one_that_samples_fits_on_one_node() -> None:
+    with pytest.raises(ResourceError, match="room on one node"):
+        check_capacity([node("a", CPU=3.0), node("b", CPU=3.0)], sampling(1, cpus=4.0))
+
+
+def test_bundles_are_for_workers_then_spares_then_those_that_sample() -> None:
+    wanted = replace(sampling(2, cpus=0.5), spares=1)
+    assert wanted.bundles() == [
+        {"CPU": 1.0},
+        {"CPU": 1.0},
+        {"memory": 1.0},
+        {"CPU": 0.5},
+        {"CPU": 0.5},
+    ]
+    assert wanted.first_rollout_bundle == 3

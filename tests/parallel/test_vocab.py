@@ -8,6 +8,7 @@ from comms.volume import all_reduce_bytes, gather_bytes
 from parallel.tensor.axis import TensorAxis
 from parallel.vocab import (
     IGNORED_LABEL,
+    vocabulary_parallel_log_probs,
     vocabulary_parallel_logits,
     vocabulary_parallel_loss_sum,
 )
@@ -61,8 +62,11 @@ def checks(rank, ranks):
     quiet_sent, _ = ledger.take()
     logits = vocabulary_parallel_logits(hidden, own, axis)
     logits_loss = F.cross_entropy(logits, labels, reduction="sum")
+    logp = vocabulary_parallel_log_probs(hidden, own, labels, 7, axis)
+    factor = torch.linspace(-1.0, 2.0, TOKENS)
     return {
         "cases": cases,
+        "log_probs": (logp.detach(), torch.autograd.grad(logp, (hidden, own), factor)),
         "sent": sent,
         "quiet": (quiet, quiet.requires_grad, quiet_sent),
         "logits": logits.detach(),
@@ -158,3 +162,19 @@ def test_logits_are_whole_everywhere_with_their_gradients(on_ranks):
     _, grads = whole(on_ranks, lambda r: (None, r["logits_grads"]))
     for got, want in zip(grads, wanted_grads, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probabilities_are_those_of_one_rank_with_their_gradients(on_ranks):
+    hidden, weight, labels = inputs()
+    log_p = (hidden @ weight.t()).log_softmax(-1)
+    picked = log_p.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    wanted = torch.where(labels != IGNORED_LABEL, picked, 0.0)
+    grads = torch.autograd.grad(wanted, (hidden, weight), torch.linspace(-1.0, 2.0, TOKENS))
+    for rank, found in enumerate(on_ranks):
+        logp, (grad_hidden, grad_weight) = found["log_probs"]
+        assert torch.equal(logp, on_ranks[0]["log_probs"][0])
+        assert torch.equal(grad_hidden, on_ranks[0]["log_probs"][1][0])
+        torch.testing.assert_close(logp, wanted.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(grad_hidden, grads[0], rtol=1e-5, atol=2e-6)
+        own = grads[1].chunk(len(on_ranks))[rank]
+        torch.testing.assert_close(grad_weight, own, rtol=1e-5, atol=2e-6)

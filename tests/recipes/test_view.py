@@ -60,6 +60,19 @@ def test_the_line_of_a_step():
     assert step_line(RECORD | {"skipped": True}).endswith("skipped: not finite")
 
 
+def test_a_step_by_rewards_shows_what_was_learned_and_who_waited() -> None:
+    figures = {
+        "reward/mean": 0.25,
+        "accuracy": 0.5,
+        "staleness/mean": 1.0,
+        "timing_s/trainer_wait": 0.1,
+        "timing_s/rollout_wait": 2.0,
+    }
+    shown = step_line(RECORD | figures)
+    assert "  reward: 0.250  accuracy: 50.0%  stale: 1.00  " in shown
+    assert "  waits: 0.10s train, 2.00s sample  " in shown
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0s"), (59.6, "1m00s"), (130, "2m10s"), (3780, "1h03m"), (187200, "2d04h"), (-1, "0s")],

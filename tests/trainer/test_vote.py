@@ -88,3 +88,15 @@ def _cast_leaving(rank: int, asked: int, unkept: int) -> tuple[bool, bool, bool]
 def test_one_rank_that_is_asked_to_leave_is_enough_and_all_must_have_the_step():
     assert run_on_ranks(2, _cast_leaving, 1, -1) == [(True, True, False)] * 2
     assert run_on_ranks(2, _cast_leaving, -1, 0) == [(False, False, False)] * 2
+
+
+def _with_figures(rank: int) -> tuple[tuple[float, ...], list[list[float]]]:
+    ballot = _ballot(rank, figures=torch.tensor([1.0, 10.0 * rank]))
+    verdict = vote(ballot, rank=rank, world_size=3)
+    return verdict.figures, verdict.expert_load.tolist()
+
+
+def test_figures_are_summed_beside_the_loads():
+    for figures, load in run_on_ranks(3, _with_figures):
+        assert figures == (3.0, 30.0)
+        assert load == [[3.0] * 3] * 2

@@ -41,6 +41,12 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def saved_step_of(path: Path) -> int | None:
+    """The step of a checkpoint's folder; None where its name does not say."""
+    match = _LISTED.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def list_complete(directory: Path) -> list[tuple[int, Path]]:
     """Step and folder of every complete checkpoint in `directory`, newest first."""
     if not directory.is_dir():

@@ -44,6 +44,10 @@ class Batch:
     stretches: tuple[tuple[int, int], ...] = ()
     """Which stretches [start, stop) of the stream the tensors hold, ascending; empty: all of it."""
 
+    experts_TLk: Tensor | None = None
+    """int64: experts that tokens visit in each of the L mixture layers, whatever its router says;
+    -1 leaves it to the router. None leaves all."""
+
     @property
     def num_tokens(self) -> int:
         """Input tokens of the stream without padding."""
@@ -64,6 +68,9 @@ class Batch:
             labels_T=torch.cat([self.labels_T[piece] for piece in kept]),
             positions_T=torch.cat([self.positions_T[piece] for piece in kept]),
             stretches=stretches,
+            experts_TLk=None
+            if self.experts_TLk is None
+            else torch.cat([self.experts_TLk[piece] for piece in kept]),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -73,4 +80,7 @@ class Batch:
             tokens_T=self.tokens_T.to(device, non_blocking=True),
             labels_T=self.labels_T.to(device, non_blocking=True),
             positions_T=self.positions_T.to(device, non_blocking=True),
+            experts_TLk=None
+            if self.experts_TLk is None
+            else self.experts_TLk.to(device, non_blocking=True),
         )

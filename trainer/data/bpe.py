@@ -18,6 +18,17 @@ WORDS = (
 digits, punctuation, line breaks, other space."""
 
 
+def byte_tokens() -> str:
+    """The tokenizer of SPECIAL_TOKENS and every byte, as the text of a tokenizer.json."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *letters))}
+    engine = Engine(models.BPE(vocab=vocabulary, merges=[]))
+    engine.add_special_tokens(list(SPECIAL_TOKENS))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.decoder = decoders.ByteLevel()
+    return engine.to_str()
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     """The tokenizer as the text of a tokenizer.json.
 

@@ -10,7 +10,10 @@ class DataConfig:
 
     source: str = "python_stdlib"
     """Folder, file or glob; `python_stdlib` is the source code of the running interpreter's
-    standard library."""
+    standard library; `task` is solved questions of rl.task."""
+
+    task_questions: int = 20_000
+    """task: how many are made; of a file of questions, no more than it has."""
 
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """File format; `auto` goes by the file name."""
@@ -26,7 +29,7 @@ class DataConfig:
 
     tokenizer: str = "auto"
     """Tokenizer file or folder; `auto` takes the model folder's, or trains a byte-level BPE on the
-    data once and keeps it."""
+    data once and keeps it; `bytes` has a token for every byte and no others but special ones."""
 
     vocab_size: int = 4096
     """Size of a tokenizer trained here."""
@@ -58,6 +61,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "task_questions",
             "vocab_size",
             "seq_len",
             "max_document_bytes",

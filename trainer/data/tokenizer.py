@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Engine
 
-from trainer.data.bpe import END_OF_TEXT, train_bpe
+from trainer.data.bpe import END_OF_TEXT, byte_tokens, train_bpe
 from trainer.data.cache import digest, locked, make_folder, written_aside
 from trainer.data.config import DataConfig
 from trainer.data.documents import DocumentReader
@@ -26,6 +26,12 @@ from trainer.errors import DataError
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+
+BYTES = "bytes"
+"""What `data.tokenizer` says for one without merges."""
+
+OWN_CONFIG = {"pad_token": END_OF_TEXT, "chat_template": CHATML}
+"""What is said of a tokenizer made here."""
 
 Tokens = NDArray[np.int64]
 
@@ -193,6 +199,8 @@ def prepare_tokenizer(config: DataConfig, model_path: str | None) -> Tokenizer:
     Every process may call it, outside any collective: one of a host trains, the others wait and
     read. Raises DataError where there is no tokenizer or no data.
     """
+    if config.tokenizer == BYTES:
+        return byte_tokenizer()
     if config.tokenizer != "auto":
         return Tokenizer.load(config.tokenizer)
     if model_path is not None:
@@ -209,6 +217,11 @@ def prepare_tokenizer(config: DataConfig, model_path: str | None) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
+def byte_tokenizer() -> Tokenizer:
+    """A token for every byte, and the special ones."""
+    return Tokenizer(byte_tokens(), eos_token=END_OF_TEXT, config=OWN_CONFIG)
+
+
 def _train(config: DataConfig, index: SourceIndex) -> Tokenizer:
     reader = DocumentReader(index, max_document_bytes=config.max_document_bytes)
     texts = sample_texts(
@@ -217,5 +230,5 @@ def _train(config: DataConfig, index: SourceIndex) -> Tokenizer:
     return Tokenizer(
         train_bpe(texts, config.vocab_size),
         eos_token=END_OF_TEXT,
-        config={"pad_token": END_OF_TEXT, "chat_template": CHATML},
+        config=OWN_CONFIG,
     )

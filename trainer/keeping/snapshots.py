@@ -75,9 +75,8 @@ class Snapshots:
             folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks
         )
         make_folder(folder, place)
-        reserved = RESERVED_SLOTS if replicated else 0
-        self._rotation = Rotation(slots, reserved)
-        self._slots = _slots(place, owner, slots + reserved, described, self._placed)
+        self._rotation = Rotation(slots, RESERVED_SLOTS if replicated else 0)
+        self._slots = _slots(place, owner, len(self._rotation.steps), described, self._placed)
         self._parts: list[_Parts] = [((), []) for _ in self._slots]
         self._staging = DeviceStaging(self._placed)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")

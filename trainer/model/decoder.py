@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.data.batch import Batch
 from trainer.model.cache import KvCache
 from trainer.model.config import Architecture
-from trainer.model.layers import ALONE, DecoderLayers, LossParts, loss_parts
+from trainer.model.layers import ALONE, DecoderLayers, LossParts, Objective, loss_parts
 from trainer.model.packing import Packing, Sharing
 from trainer.model.rope import rotary
 
@@ -30,13 +30,19 @@ class Decoder(DecoderLayers):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture, range(architecture.num_layers))
 
-    def forward(self, batch: Batch, sharing: Sharing = ALONE) -> LossParts:
-        """Losses of a batch, summed over the tokens that this rank holds.
+    def forward(
+        self, batch: Batch, sharing: Sharing = ALONE, objective: Objective | None = None
+    ) -> LossParts:
+        """Losses of a batch, summed over the tokens that this rank holds: cross entropy, or what
+        `objective` makes of the labels' log-probabilities.
 
         `sharing` says how a stream that several ranks hold is computed; they all call it.
         """
         x_TD, stats = self.mixed(self.embedded(batch.tokens_T), batch, sharing)
-        return loss_parts(self.loss_sum(x_TD, batch.labels_T), stats)
+        if objective is None:
+            return loss_parts(self.loss_sum(x_TD, batch.labels_T), stats)
+        loss_sum, figures = self.judged(x_TD, batch.labels_T, objective)
+        return loss_parts(loss_sum, stats, figures)
 
     def logits(
         self,

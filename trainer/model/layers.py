@@ -4,8 +4,9 @@ T tokens, D model width, V vocabulary, E experts.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,13 @@ class LossParts(NamedTuple):
 
     dropped: Tensor
     """fp32 scalar, detached: of these assignments, those beyond the experts' capacity."""
+
+    figures: Tensor
+    """fp32 [F], detached: sums that an objective reports; [0] for cross entropy."""
+
+
+Objective: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Log-probabilities [T] of the labels, 0 where there is none, to a loss sum and figures."""
 
 
 class Blocks(nn.Module):
@@ -127,8 +135,10 @@ class DecoderLayers(nn.Module):
         angles = rotary(self.architecture, batch.positions_T, batch.document_ends, batch.stretches)
         if self.gradient_watch is not None and x_TD.requires_grad:
             x_TD.register_hook(self.gradient_watch)
-        stats = []
+        stats: list[MoeStats] = []
         for number, block in zip(self.layers.numbers, self.layers, strict=True):
+            if batch.experts_TLk is not None and self.architecture.is_moe_layer(number):
+                packing = replace(packing, experts_Tk=batch.experts_TLk[:, len(stats)])
             x_TD, block_stats = self._run(number, block, x_TD, angles, packing)
             if block_stats is not None:
                 stats.append(block_stats)
@@ -139,6 +149,15 @@ class DecoderLayers(nn.Module):
         assert self.norm is not None
         return self.vocabulary.loss_sum(
             self.norm(x_TD), self.output_weight_VD, labels_T, self.loss_chunk_tokens
+        )
+
+    def judged(self, x_TD: Tensor, labels_T: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """What `objective` makes of the labels' log-probabilities. For the last layers."""
+        assert self.norm is not None
+        return objective(
+            self.vocabulary.log_probs(
+                self.norm(x_TD), self.output_weight_VD, labels_T, self.loss_chunk_tokens
+            )
         )
 
     def _run(
@@ -168,14 +187,16 @@ class DecoderLayers(nn.Module):
             mixture.gate.expert_bias += step_E.to(mixture.gate.expert_bias.device)
 
 
-def loss_parts(loss_sum: Tensor, stats: list[MoeStats]) -> LossParts:
-    """The sums, from a loss and the statistics of the layers."""
+def loss_parts(loss_sum: Tensor, stats: list[MoeStats], figures: Tensor | None = None) -> LossParts:
+    """The sums, from a loss, the statistics of the layers and the figures of an objective."""
+    figures = loss_sum.new_zeros(0) if figures is None else figures
     if not stats:
         zero = torch.zeros_like(loss_sum)
-        return LossParts(loss_sum, zero, loss_sum.new_zeros(0, 0), zero.detach())
+        return LossParts(loss_sum, zero, loss_sum.new_zeros(0, 0), zero.detach(), figures)
     return LossParts(
         loss_sum,
         torch.stack([s.aux for s in stats]).sum(),
         torch.stack([s.load_E for s in stats]),
         torch.stack([s.dropped for s in stats]).sum(),
+        figures,
     )

@@ -14,7 +14,9 @@ Guarantees, each asserted in tests/trainer/model/test_moe.py:
 - perfect balance gives an auxiliary loss of exactly its weight, per target;
 - padding is in no statistic;
 - dropped pairs are counted, add nothing and have no gradient;
-- experts may lie in any order without a difference.
+- experts may lie in any order without a difference;
+- experts that are given are visited, weighed by this router's scores; what it would choose itself
+  changes nothing.
 """
 
 from typing import NamedTuple
@@ -69,8 +71,8 @@ class Router(nn.Module):
         self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(num_experts, dtype=torch.float32))
 
-    def forward(self, x_TD: Tensor) -> Routing:
-        """Choose k experts per token."""
+    def forward(self, x_TD: Tensor, experts_Tk: Tensor | None = None) -> Routing:
+        """Choose k experts per token, or weigh those that are given, where they are not -1."""
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.float(), self.weight.float())
         if self.moe.scoring == "softmax":
@@ -79,7 +81,11 @@ class Router(nn.Module):
             scores_TE = logits_TE.sigmoid()
             shares_TE = scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + 1e-20)
         chosen_by_TE = (scores_TE + self.expert_bias).detach()
-        experts_Tk = chosen_by_TE.topk(self.moe.top_k, dim=-1).indices
+        chosen_Tk = chosen_by_TE.topk(self.moe.top_k, dim=-1).indices
+        if experts_Tk is None:
+            experts_Tk = chosen_Tk
+        else:
+            experts_Tk = torch.where(experts_Tk >= 0, experts_Tk, chosen_Tk)
         weights_Tk = scores_TE.gather(1, experts_Tk)
         if self.moe.normalize_top_k:
             weights_Tk = weights_Tk / (weights_Tk.sum(dim=-1, keepdim=True) + 1e-20)
@@ -112,7 +118,7 @@ class MoeFeedForward(nn.Module):
         under way to them and back.
         """
         shared = self.shared_experts
-        routing = self.gate(x_TD)
+        routing = self.gate(x_TD, packing.experts_Tk)
         assigned_TE = torch.zeros_like(routing.shares_TE).scatter_(1, routing.experts_Tk, 1.0)
         kept_Tk = self._kept(routing.experts_Tk, packing.sequences)
         rows = self._sorted_rows(routing.experts_Tk, assigned_TE, kept_Tk)

@@ -49,6 +49,10 @@ class Packing:
     sequences: SequenceWeights | None = None
     """None where no router statistics are wanted."""
 
+    experts_Tk: Tensor | None = None
+    """int64: experts that tokens visit in the next layer with experts, whatever its router says; -1
+    leaves it to the router. None leaves all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:

@@ -121,6 +121,7 @@ class DecoderStages(nn.Module):
             torch.stack([part.aux_sum for part in parts]).sum(),
             load if experts else load.new_zeros(0, 0),
             torch.stack([part.dropped for part in parts]).sum(),
+            load.new_zeros(0),
         )
 
     @torch.no_grad()

@@ -25,7 +25,8 @@ def open_numeric(
     progress: Progress,
 ) -> NumericGuard:
     """Every rank calls it once. `group` is the saver's."""
-    numeric, layout = read_keys(config.numeric), assembly.layout
+    numeric = read_keys(config.numeric, by_rewards=config.rl.enabled)
+    layout = assembly.layout
     island = layout.island_of(environment.rank)
     back = None
     if numeric.rolls_back:

@@ -1,5 +1,7 @@
 """What numeric faults can be answered with in which runs. Pure: neither torch nor ray."""
 
+import math
+
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.numeric.config import NumericConfig
 
@@ -11,8 +13,16 @@ def problem_of(
     islands: int,
     compression: str,
     rebalance_interval_steps: int,
+    by_rewards: bool,
 ) -> str | None:
     """Which rule the recipe breaks, with the nearest that keeps it; None where it keeps all."""
+    if by_rewards:
+        return _problem_of_plain(
+            numeric,
+            "rl.enabled=true: losses of rewards have no usual size, and each batch is sampled for "
+            "the weights that it trains",
+            "rl.enabled=false",
+        )
     if islands > 1:
         return _with_islands(numeric, islands)
     if not numeric.rolls_back:
@@ -47,6 +57,16 @@ def problem_of(
 
 def _with_islands(numeric: NumericConfig, islands: int) -> str | None:
     """Islands train on with what they have agreed on, each at its own time."""
+    return _problem_of_plain(
+        numeric,
+        f"parallel.island={islands}: islands judge their steps each for itself, and exchange by "
+        "the number of the step",
+        "parallel.island=1",
+    )
+
+
+def _problem_of_plain(numeric: NumericConfig, why: str, remedy: str) -> str | None:
+    """Where nothing goes but skipping a step whose numbers are not finite, or stopping."""
     wanted = {
         "on_nan": "skip" if numeric.on_nan == "rollback" else None,
         "on_spike": "ignore" if numeric.on_spike != "ignore" else None,
@@ -58,9 +78,8 @@ def _with_islands(numeric: NumericConfig, islands: int) -> str | None:
                 key, list(numeric.skip_steps)
             )
             return (
-                f"numeric.{key}={value} does not go with parallel.island={islands}: islands judge "
-                "their steps each for itself, and exchange by the number of the step; set "
-                f"numeric.{key}={nearest}, or parallel.island=1"
+                f"numeric.{key}={value} does not go with {why}; set numeric.{key}={nearest}, or "
+                f"{remedy}"
             )
     return None
 
@@ -69,12 +88,13 @@ def _rolling_key(numeric: NumericConfig) -> str:
     return "on_nan" if numeric.on_nan == "rollback" else "on_spike"
 
 
-def read_keys(config: NumericConfig) -> NumericConfig:
-    """An equal configuration less what has no effect with it, so that such keys stay unread."""
+def read_keys(config: NumericConfig, *, by_rewards: bool) -> NumericConfig:
+    """An equal configuration less what has no effect with it, so that such keys stay unread. In a
+    run by rewards nothing is a spike."""
     read = {
         "on_nan": config.on_nan,
         "on_spike": config.on_spike,
-        "spike_deviations": config.spike_deviations,
+        "spike_deviations": math.inf if by_rewards else config.spike_deviations,
         "skip_steps": config.skip_steps,
     }
     patience = {} if config.on_spike == "ignore" else _patience(config)

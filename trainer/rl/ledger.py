@@ -11,7 +11,7 @@ Guarantees, each asserted in tests/trainer/rl/test_ledger.py:
   is refused;
 - prompts are trained with the commit of their step and not before; where training goes back to
   version c, the prompts of the steps from c on are due again: with their answers, but for those
-  that versions after c drew a token of;
+  that versions after c drew a token of, and those that were let go of;
 - a snapshot, once through JSON, restores the ledger, at its own step or at any earlier one whose
   answers are kept; leases do not survive it;
 - numbers are leased in ascending order, first those that go on; with a staleness of zero, steps
@@ -21,13 +21,16 @@ Guarantees, each asserted in tests/trainer/rl/test_ledger.py:
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 from trainer.rl.ledger_records import Kept, Lease, Record, State
 from trainer.rl.staleness import UnderWay
 
 FORMAT = 1
+
+
+class StaleAnswerError(ValueError):
+    """A worker told of tokens that weights drew which it cannot have had."""
 
 
 class PromptLedger:
@@ -40,7 +43,7 @@ class PromptLedger:
         self._settled_below = 0
         self._settled: set[int] = set()
         self._first_number = 0
-        self._lease_ids = count()
+        self._next_lease = 0
         self._leases: dict[int, int] = {}
         self.next_step = 0
         """The step that takes prompts next."""
@@ -71,6 +74,11 @@ class PromptLedger:
         """Prompts that have begun and are in no step."""
         return [record.under_way() for record in self._records.values() if record.begun]
 
+    def finished(self) -> list[Record]:
+        """Prompts whose answers are complete and in no step, by number."""
+        found = [r for r in self._records.values() if r.state is State.FINISHED]
+        return sorted(found, key=lambda record: record.number)
+
     def lease(self, worker: str, *, version: int, now_s: float, room: int) -> Lease | None:
         """The next prompt for a worker whose weights are `version`; None where there is none.
 
@@ -80,7 +88,7 @@ class PromptLedger:
         record = self._next(version, room)
         if record is None:
             return None
-        lease_id = next(self._lease_ids)
+        lease_id, self._next_lease = self._next_lease, self._next_lease + 1
         self._leases[lease_id] = record.number
         self._first_number = max(self._first_number, record.number + 1)
         self._records[record.number] = replace(
@@ -101,14 +109,14 @@ class PromptLedger:
         self._put(record, kept=kept or record.kept, expires_s=now_s + self.lease_s)
         return True
 
-    def finish(self, lease_id: int, kept: Kept) -> bool:
-        """Take the finished answers; False, and nothing else, where the lease is void."""
+    def finish(self, lease_id: int, kept: Kept) -> Record | None:
+        """Take the finished answers; None, and nothing else, where the lease is void."""
         record = self._leased(lease_id, kept)
         if record is None:
-            return False
+            return None
         self._end_lease(record)
-        self._put(record, state=State.FINISHED, version=kept.oldest, kept=kept, lease_id=None)
-        return True
+        done = {"state": State.FINISHED, "version": kept.oldest, "kept": kept, "lease_id": None}
+        return self._put(record, **done)
 
     def lose(self, worker: str) -> list[int]:
         """Re-queue the prompts of a lost worker; their numbers."""
@@ -119,8 +127,9 @@ class PromptLedger:
         return self._requeue(r for r in self._leases_held() if r.expires_s < now_s)
 
     def drop(self, number: int, reason: str) -> None:
-        """Settle a finished prompt without training it, such as one whose rewards are all equal."""
-        record = self._expect(number, State.FINISHED, "dropped")
+        """Settle a finished prompt without training it, such as one whose rewards are all equal;
+        its answers are let go of."""
+        record = self._expect(number, State.FINISHED, "dropped").lightened()
         self._put(record, state=State.DROPPED, step=self.next_step, reason=reason)
 
     def take(self, numbers: Sequence[int]) -> tuple[int, list[Record]]:
@@ -162,6 +171,13 @@ class PromptLedger:
             self._settled.remove(self._settled_below)
             self._settled_below += 1
 
+    def lighten(self, step: int) -> None:
+        """Let go of the answers that steps before `step` have trained. Training that goes back to
+        before them has them sampled again."""
+        for record in list(self._records.values()):
+            if record.state is State.TRAINED and record.step is not None and record.step < step:
+                self._records[record.number] = record.lightened()
+
     def rewind(self, step: int) -> None:
         """Follow the trainer back to version `step`. Every lease ends; workers load anew."""
         if not self.kept_from <= step <= self.next_step:
@@ -180,6 +196,7 @@ class PromptLedger:
             "format": FORMAT,
             "prompts": self.prompts,
             "first_number": self._first_number,
+            "next_lease": self._next_lease,
             "next_step": self.next_step,
             "committed": self.committed,
             "kept_from": self.kept_from,
@@ -203,7 +220,7 @@ class PromptLedger:
             ledger._records = {r["number"]: Record.from_plain(r) for r in plain["records"]}
             ledger._settled = set(plain["settled"])
             ledger._settled_below = plain["settled_below"]
-            ledger._first_number = plain["first_number"]
+            ledger._first_number, ledger._next_lease = plain["first_number"], plain["next_lease"]
             ledger.next_step, ledger.committed = plain["next_step"], plain["committed"]
             ledger.kept_from = plain["kept_from"]
         except (KeyError, TypeError, ValueError) as error:
@@ -245,7 +262,7 @@ class PromptLedger:
         if record is not None and kept is not None:
             assert record.version is not None
             if kept.oldest < record.version or kept.newest > self.next_step:
-                raise ValueError(
+                raise StaleAnswerError(
                     f"worker {record.worker} answered prompt {number} with weights of the versions "
                     f"{kept.oldest} to {kept.newest}, but began it with {record.version} and step "
                     f"{self.next_step} is next; end its lease and let it load its weights again"

@@ -81,6 +81,9 @@ class Record:
     losses: int = 0
     """Times that a worker was lost with it."""
 
+    let_go: bool = False
+    """Whether the payload of `kept` is gone, as nothing should need it again."""
+
     @property
     def begun(self) -> bool:
         """Whether it counts against the bound on staleness."""
@@ -109,15 +112,26 @@ class Record:
     def undone(self, step: int) -> "Record":
         """After training went back to version `step`: without what later versions drew."""
         if self.kept is not None and self.kept.newest > step:
-            return Record(number=self.number, state=State.DUE, losses=self.losses)
+            return self._afresh()
         if self.state is State.LEASED:
             return self.due_again()
         if self.step is not None and self.state in (State.TAKEN, State.TRAINED):
             # The trainer's version is what counts: its step may be done and its commit not told.
             if self.step < step:
                 return replace(self, state=State.TRAINED)
+            if self.let_go:
+                return self._afresh()
             return replace(self, state=State.FINISHED, step=None)
         return self
+
+    def lightened(self) -> "Record":
+        """Without the answers: what goes back to them begins again."""
+        if self.kept is None:
+            return self
+        return replace(self, kept=replace(self.kept, payload={}), let_go=True)
+
+    def _afresh(self) -> "Record":
+        return Record(number=self.number, state=State.DUE, losses=self.losses)
 
     def settled_before(self, step: int) -> bool:
         """Whether going back to version `step`, or to a later one, changes nothing of it."""

@@ -125,6 +125,9 @@ class Published:
     seconds: Mapping[str, float]
     """Per part: pack, wire, agree, total."""
 
+    prefix: str = ""
+    """Of the channel; empty for the newest one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishFailed:
@@ -134,6 +137,9 @@ class PublishFailed:
     reason: str
     culprits: tuple[str, ...]
     """Names, as in the channel's place, of those that failed."""
+
+    prefix: str = ""
+    """Of the channel; empty for the newest one."""
 
 
 FromTrainer: TypeAlias = TrainerReady | Committed | Published | PublishFailed
@@ -200,6 +206,8 @@ class Updated:
     """Seconds in which it sampled nothing for it."""
 
     received_bytes: int
+    prefix: str = ""
+    """Of the channel that brought it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +215,8 @@ class UpdateFailed:
     """The worker goes on with the weights that it has, and waits for another `Join`."""
 
     reason: str
+    prefix: str = ""
+    """Of the channel that failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -115,5 +115,6 @@ def test_two_ranks_that_hang_are_two_findings():
     assert {f.rank for f in found(WAITING[0], *behind, WAITING[3])} == {1, 2}
 
 
-def test_a_rank_that_is_done_is_never_late():
-    assert found(reading(0, phase="done"), still_s=1e6) == []
+@pytest.mark.parametrize("phase", ["done", "rollouts"])
+def test_a_rank_that_is_done_or_waits_for_those_who_sample_is_never_late(phase):
+    assert found(reading(0, phase=phase), still_s=1e6) == []

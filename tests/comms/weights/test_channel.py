@@ -1,6 +1,7 @@
 """The guarantees of comms/weights/channel.py on four ranks: two train, two sample."""
 
 import os
+import threading
 import time
 from functools import partial
 
@@ -12,9 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from comms.weights.agreement import Deadline, WeightTransferError
-from comms.weights.channel import WeightChannel
+from comms.weights.blocks import Block
+from comms.weights.channel import WeightChannel, abandon
 from comms.weights.meeting import Meeting, connect
-from comms.weights.plan import Member
+from comms.weights.plan import Member, Part
 from comms.weights.transfer import Bill
 from comms.weights.wire import message_bytes
 from tests.comms.weights.roles import (
@@ -260,3 +262,39 @@ def test_weights_on_a_device_are_taken_on_a_device():
     )
     update = channel.exchange(1, {n: [v] for n, v in given.items()}, deadline_s=5)
     assert all(torch.equal(got.cpu(), WHOLE[name].bfloat16()) for name, got in update.whole())
+
+
+def _abandoned(rank: int, port: int) -> object:
+    store = store_of(rank, port)
+    names = NAMES[1:3]
+    whole = {"w": Part(shape=(4,), dtype="float32", blocks=(Block((0,), (4,)),))}
+    member = Member(host="t", gives=whole) if rank == 0 else Member(host="r", takes=whole)
+    channel = WeightChannel.open(Meeting(store, rank, names, "first"), member)
+    found: object = None
+    dist.barrier()
+    if rank == 0:
+        beside = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        reason = {"transfers": 1, "reason": "another is opened"}
+        threading.Timer(0.2, abandon, (beside, "first"), reason).start()
+        began_s = time.monotonic()
+        # The other rank says nothing: it might as well be gone.
+        with pytest.raises(WeightTransferError, match="rollout 0 said nothing"):
+            channel.publish(1, {"w": [torch.ones(4)]}, deadline_s=60)
+        found = time.monotonic() - began_s
+    dist.barrier()
+    if rank == 1:
+        with pytest.raises(WeightTransferError):
+            channel.subscribe(deadline_s=60)
+    again = WeightChannel.open(Meeting(store, rank, names, "second"), member)
+    if rank == 0:
+        again.publish(2, {"w": [torch.ones(4)]}, deadline_s=20)
+    else:
+        found = again.subscribe(deadline_s=20).version
+    leave_together(rank, store, 2)
+    return found
+
+
+def test_an_abandoned_channel_ends_at_once_for_all_that_wait_in_it():
+    seconds, version = run_on_ranks(2, _abandoned, free_port())
+    assert seconds < 15.0
+    assert version == 2

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.data.batch import IGNORED
-from trainer.model.loss import token_loss_sum
+from trainer.model.loss import token_log_probs, token_loss_sum
 
 TOKENS, WIDTH, VOCABULARY = 29, 24, 101
 
@@ -71,3 +71,39 @@ def test_without_gradients_nothing_is_kept_and_the_loss_is_the_same():
         loss = token_loss_sum(hidden, weight, labels, 8)
     assert not loss.requires_grad
     assert torch.equal(loss, token_loss_sum(hidden, weight, labels, 8).detach())
+
+
+def reference_log_probs(hidden, weight, labels):
+    log_p = (hidden @ weight.t()).float().log_softmax(-1)
+    picked = log_p.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return torch.where(labels != IGNORED, picked, 0.0)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 29, 1000])
+def test_log_probabilities_of_labels_with_their_gradients(chunk_tokens):
+    hidden, weight, labels = inputs()
+    # What is made of them differs from token to token, and is not even finite where none is wanted.
+    factor = torch.linspace(-1.0, 2.0, TOKENS).masked_fill(labels == IGNORED, float("nan"))
+    logp = token_log_probs(hidden, weight, labels, chunk_tokens)
+    wanted = reference_log_probs(hidden, weight, labels)
+    torch.testing.assert_close(logp, wanted, rtol=1e-5, atol=1e-6)
+    assert (logp[labels == IGNORED] == 0.0).all()
+    kept = factor.nan_to_num()
+    for got, want in zip(
+        torch.autograd.grad(logp, (hidden, weight), factor),
+        torch.autograd.grad(wanted, (hidden, weight), kept),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
+
+
+def test_log_probabilities_in_bf16_keep_fp32_and_add_up_to_the_loss():
+    hidden, weight, labels = inputs(torch.bfloat16)
+    logp = token_log_probs(hidden, weight, labels, 4)
+    assert logp.dtype == torch.float32
+    grads = torch.autograd.grad(-logp.sum(), (hidden, weight))
+    loss = token_loss_sum(hidden, weight, labels, 4)
+    torch.testing.assert_close(-logp.sum(), loss, rtol=1e-5, atol=0)
+    for got, want in zip(grads, torch.autograd.grad(loss, (hidden, weight)), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - want.double()).norm() < 0.01 * want.double().norm()

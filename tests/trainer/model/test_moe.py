@@ -261,3 +261,25 @@ def test_the_load_of_a_smaller_layer_is_padded():
     assert stats.load_E.shape == (6,)
     assert stats.load_E[:4].sum() == 2 * TOKENS
     assert not stats.load_E[4:].any()
+
+
+def test_given_experts_are_visited_and_weighed_by_the_scores():
+    module = make_moe(MoeConfig(num_experts=5, top_k=2, expert_intermediate_size=9))
+    x_TD = hidden(7)
+    own_Tk = module.gate(x_TD).experts_Tk
+    given_Tk = (own_Tk + 1) % 5
+    given_Tk[3] = -1
+    scores_TE = module.gate(x_TD).shares_TE
+    found = module.gate(x_TD, given_Tk)
+    wanted_Tk = torch.where(given_Tk >= 0, given_Tk, own_Tk)
+    assert torch.equal(found.experts_Tk, wanted_Tk)
+    weights_Tk = scores_TE.gather(1, wanted_Tk)
+    weights_Tk = weights_Tk / weights_Tk.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(found.weights_Tk, weights_Tk)
+    packing = Packing(document_ends=(7,), experts_Tk=own_Tk)
+    plain, _ = module(x_TD, Packing(document_ends=(7,)))
+    replayed, _ = module(x_TD, packing)
+    assert torch.equal(plain, replayed)
+    other, _ = module(x_TD, replace(packing, experts_Tk=given_Tk))
+    torch.testing.assert_close(other[3], plain[3])
+    assert not torch.allclose(other, plain)

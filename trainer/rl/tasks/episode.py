@@ -4,7 +4,7 @@ Invariants, each asserted in tests/trainer/rl/tasks/test_episode.py:
 - token in, token out: an episode only ever grows, and tokens sampled after any other context than
   its own are refused, so nothing is ever tokenised again;
 - exactly the sampled tokens are trained on: prompt and observations have mask 0;
-- each sampled token has the log-probability and the weights' version it was sampled with;
+- each sampled token has the log-probabilities and the weights' version it was sampled with;
 - a record restores the episode, and its actions the environment.
 """
 
@@ -23,6 +23,8 @@ class Episode:
         self.prompt_tokens = len(self.tokens)
         self.loss_mask: list[int] = [0] * self.prompt_tokens
         self.log_probs: list[float] = [0.0] * self.prompt_tokens
+        self.model_log_probs: list[float] = [0.0] * self.prompt_tokens
+        self.kept_log_mass: list[float] = [0.0] * self.prompt_tokens
         self.versions: list[int] = [-1] * self.prompt_tokens
 
     def act(
@@ -32,22 +34,30 @@ class Episode:
         *,
         log_probs: Sequence[float],
         versions: Sequence[int],
+        model_log_probs: Sequence[float] | None = None,
+        kept_log_mass: Sequence[float] | None = None,
     ) -> None:
         """Add sampled tokens. `context` is every token the engine saw before the first of them.
 
-        Raises ValueError, and adds nothing, where the context is not the episode so far.
+        `log_probs` are of the distribution that was sampled from, `model_log_probs` of the model
+        before temperature, top-k and top-p, which left e^`kept_log_mass` of the probability; None
+        where nothing was left out. Raises ValueError, and adds nothing, where the context is not
+        the episode so far.
         """
         self._assert_same(context)
-        if not len(tokens) == len(log_probs) == len(versions):
+        model = log_probs if model_log_probs is None else model_log_probs
+        mass = [0.0] * len(tokens) if kept_log_mass is None else kept_log_mass
+        if {len(log_probs), len(versions), len(model), len(mass)} != {len(tokens)}:
             raise ValueError(
-                f"{len(tokens)} tokens with {len(log_probs)} log-probabilities and "
-                f"{len(versions)} versions; each token needs one of each"
+                f"{len(tokens)} tokens with {len(log_probs)} and {len(model)} log-probabilities, "
+                f"{len(mass)} masses and {len(versions)} versions; each token needs one of each"
             )
-        self._extend(tokens, 1, log_probs, versions)
+        self._extend(tokens, 1, versions, log_probs, model, mass)
 
     def observe(self, tokens: Sequence[int]) -> None:
         """Add what the environment said."""
-        self._extend(tokens, 0, [0.0] * len(tokens), [-1] * len(tokens))
+        zeros = [0.0] * len(tokens)
+        self._extend(tokens, 0, [-1] * len(tokens), zeros, zeros, zeros)
 
     @property
     def response_tokens(self) -> int:
@@ -72,6 +82,8 @@ class Episode:
             "tokens": list(self.tokens),
             "loss_mask": list(self.loss_mask),
             "log_probs": list(self.log_probs),
+            "model_log_probs": list(self.model_log_probs),
+            "kept_log_mass": list(self.kept_log_mass),
             "versions": list(self.versions),
         }
 
@@ -83,6 +95,8 @@ class Episode:
         episode.tokens = [int(token) for token in record["tokens"]]
         episode.loss_mask = [int(mask) for mask in record["loss_mask"]]
         episode.log_probs = [float(value) for value in record["log_probs"]]
+        episode.model_log_probs = [float(value) for value in record["model_log_probs"]]
+        episode.kept_log_mass = [float(value) for value in record["kept_log_mass"]]
         episode.versions = [int(version) for version in record["versions"]]
         return episode
 
@@ -102,13 +116,17 @@ class Episode:
         self,
         tokens: Sequence[int],
         mask: int,
-        log_probs: Sequence[float],
         versions: Sequence[int],
+        log_probs: Sequence[float],
+        model_log_probs: Sequence[float],
+        kept_log_mass: Sequence[float],
     ) -> None:
         self.tokens += [int(token) for token in tokens]
         self.loss_mask += [mask] * len(tokens)
-        self.log_probs += [float(value) for value in log_probs]
         self.versions += [int(version) for version in versions]
+        self.log_probs += [float(value) for value in log_probs]
+        self.model_log_probs += [float(value) for value in model_log_probs]
+        self.kept_log_mass += [float(value) for value in kept_log_mass]
 
 
 def replay(

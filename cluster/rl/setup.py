@@ -1,0 +1,173 @@
+"""What a run by rewards needs beside its ranks: seats, store, rewards and the conducting thread."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from cluster.crew import Crew
+from cluster.placement import nodes_of_bundles
+from cluster.preflight import GIB, Needs, Node, living_nodes
+from cluster.rewards.pool import RewardPool
+from cluster.rl.channel_store import start_store
+from cluster.rl.conducting import Conducting
+from cluster.rl.gauges import RewardGauges
+from cluster.rl.rollout_worker import RolloutSpec
+from cluster.rl.rollouts import Rollouts, Seat
+from cluster.rl.turns import Parts
+from cluster.run import Run
+from trainer.config import JobConfig
+from trainer.rl.conducting.conductor import Conductor
+from trainer.rl.config import RolloutConfig
+from trainer.rl.tasks.build import build_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutMeans:
+    """What the sections of the recipe say of the processes that sample."""
+
+    workers: int
+    colocated: int
+    cpus: float
+    gpus: float
+    memory_bytes: int
+    max_restarts: int
+    start_limit_s: float
+
+
+def rollout_means(config: RolloutConfig, start_limit_s: float) -> RolloutMeans:
+    """What the section says, in the words of this package."""
+    return RolloutMeans(
+        workers=config.workers,
+        colocated=config.colocated_workers,
+        cpus=config.cpus_per_worker,
+        gpus=config.gpus_per_worker,
+        memory_bytes=int(config.memory_per_worker_gib * GIB),
+        max_restarts=config.max_restarts,
+        start_limit_s=start_limit_s,
+    )
+
+
+@contextmanager
+def conducting(
+    run: Run,
+    group: PlacementGroup,
+    crew: Crew,
+    means: RolloutMeans,
+    here: Node,
+    project: str,
+) -> Iterator[Conducting]:
+    """The conducting thread at work, with the processes that sample; all ended on leaving.
+
+    The crew's first processes are ready. Raises RecipeError where the job's task is no good.
+    """
+    store = start_store(here)
+    seats = [*own_seats(crew.needs, means), *shared_seats(crew, means)]
+    rollouts = Rollouts(
+        seats=seats,
+        group=group,
+        find_node=lambda bundle: find_node(group, bundle),
+        spec_of=lambda seat, name, host: spec_of(run.job, seat, name, host, crew.needs),
+        folder=run.folder,
+        work=run.rollout_work,
+        start_limit_s=means.start_limit_s,
+    )
+
+    def open_store() -> tuple[str, int]:
+        port: int = ray.get(store.open.remote(here.address), timeout=means.start_limit_s)
+        return here.address, port
+
+    reward = run.job.rl.reward
+    found = Conducting(
+        Parts(
+            folder=run.folder,
+            rollouts=rollouts,
+            max_restarts=means.max_restarts,
+            supervised_steps=run.job.rl.supervised_steps,
+            open_store=open_store,
+            open_rewards=(lambda: RewardPool(reward)) if reward.function else None,
+            conductor=lambda place, state: conductor_of(run.job, place, state),
+        ),
+        RewardGauges(run=run.job.run.name, project=project),
+    )
+    try:
+        found.open()
+        yield found
+    finally:
+        found.close()
+        ray.kill(store, no_restart=True)
+
+
+def conductor_of(
+    job: JobConfig, store: tuple[str, int], state: Mapping[str, Any] | None
+) -> Conductor:
+    """Who decides. Raises RecipeError or DataError where the task is no good."""
+    # Own tasks are imported where they sample, and ask as many questions as they like.
+    own = job.rl.task.kind == "own"
+    size = None if own else build_task(job.rl.task, seed=job.run.seed).size
+    return Conductor(
+        job.rl,
+        job.rollout,
+        seed=job.run.seed,
+        last_version=job.train.steps - job.rl.supervised_steps,
+        store=store,
+        task_size=size,
+        state=state,
+    )
+
+
+def own_seats(needs: Needs, means: RolloutMeans) -> list[Seat]:
+    """Those with bundles of their own."""
+    return [
+        Seat(
+            index=index,
+            bundle=needs.first_rollout_bundle + index,
+            cpus=means.cpus,
+            gpus=means.gpus,
+            memory_bytes=means.memory_bytes,
+        )
+        for index in range(means.workers)
+    ]
+
+
+def shared_seats(crew: Crew, means: RolloutMeans) -> list[Seat]:
+    """Those in the bundles of ranks, which reserve nothing and see the rank's device."""
+    by_bundle = {member.bundle: member for member in crew.ready}
+    hosts: Sequence[int] = [index % crew.needs.workers for index in range(means.colocated)]
+    devices: dict[int, list[str]] = {}
+    if crew.needs.gpus:
+        asked = {b: crew.actor(by_bundle[b]).devices.remote() for b in set(hosts)}
+        devices = {bundle: ray.get(ref) for bundle, ref in asked.items()}
+    return [
+        Seat(
+            index=means.workers + index,
+            bundle=bundle,
+            cpus=0,
+            gpus=0,
+            memory_bytes=0,
+            devices=tuple(devices.get(bundle, ())),
+        )
+        for index, bundle in enumerate(hosts)
+    ]
+
+
+def spec_of(job: JobConfig, seat: Seat, name: str, host: str, needs: Needs) -> RolloutSpec:
+    """What the worker of a seat is told."""
+    return RolloutSpec(
+        name=name,
+        seat=seat.index,
+        host=host,
+        job=job,
+        device="cuda" if seat.gpus or seat.devices else "cpu",
+        threads=max(1, int(seat.cpus or needs.cpus)),
+        devices=seat.devices,
+    )
+
+
+def find_node(group: PlacementGroup, bundle: int) -> Node | None:
+    """Where a bundle is; None while it has no place."""
+    node_id = nodes_of_bundles(group).get(bundle)
+    return next((n for n in living_nodes(ray.nodes()) if n.node_id == node_id), None)

@@ -1,0 +1,59 @@
+"""Runs by rewards that compute nothing, so that what is tried out is their driver.
+
+As a program, with a folder: one such run on a cluster of its own, for tests that kill it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ClusterConfig
+from cluster.environment import LOOPBACK_DEFAULTS, RAY_DEFAULTS, set_unless_set
+from cluster.launch import launch
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
+from recipes.view import PlainView
+from trainer.config import JobConfig, RunConfig, TrainConfig
+from trainer.errors import ExitCode
+from trainer.rl.config import RlConfig, RolloutConfig
+
+STEPS, PROMPTS = 20, 3
+
+
+def job(folder: Path, name: str, **rollout: Any) -> JobConfig:
+    return JobConfig(
+        run=RunConfig(name=name, dir=str(folder)),
+        train=TrainConfig(steps=STEPS),
+        rl=RlConfig(
+            enabled=True,
+            prompts_per_step=PROMPTS,
+            samples_per_prompt=2,
+            max_staleness=2,
+            max_prompt_tokens=8,
+        ),
+        rollout=RolloutConfig(
+            **{"workers": 2, "cpus_per_worker": 0.1, "max_new_tokens": 8} | rollout
+        ),
+    )
+
+
+def run(
+    job: JobConfig, view: Any, *, rollout_work: str = "sample", address: str = "auto"
+) -> ExitCode:
+    return launch(
+        job,
+        ClusterConfig(address=address, num_workers=1, cpus_per_worker=0.5),
+        watchdog=WatchdogConfig(),
+        recovery=RecoveryConfig(),
+        origins={},
+        recipe_text="run: {}\n",
+        view=view,
+        work="tests.cluster.rl.payloads:train",
+        rollout_work=f"tests.cluster.rl.payloads:{rollout_work}",
+    )
+
+
+if __name__ == "__main__":
+    set_unless_set(RAY_DEFAULTS)
+    set_unless_set(LOOPBACK_DEFAULTS)
+    sys.exit(int(run(job(Path(sys.argv[1]), "killed"), PlainView(), address="local")))

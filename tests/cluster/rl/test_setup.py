@@ -1,0 +1,99 @@
+"""A whole run by rewards, as `braid run` does it: real ranks, real workers that sample."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.launch import launch
+from cluster.recovery.config import RecoveryConfig
+from cluster.rl.state import read_state
+from cluster.watchdog.config import WatchdogConfig
+from tests.cluster.rl.test_conducting import events, kill, when
+from tests.jobs import tiny_job
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, OptimConfig, RunConfig, TrainConfig
+from trainer.errors import ExitCode
+from trainer.rl.config import RlConfig, RolloutConfig
+from trainer.rl.rewards.config import RewardConfig
+from trainer.rl.tasks.config import TaskConfig
+from trainer.run_folder import RunFolder
+
+STEPS = 20
+
+
+def job(folder: Path, name: str, **rl: Any) -> JobConfig:
+    tiny = tiny_job(folder)
+    return replace(
+        tiny,
+        run=RunConfig(name=name, dir=str(folder / "runs")),
+        model=replace(tiny.model, moe=None),
+        data=replace(tiny.data, source="task", tokenizer="bytes", task_questions=64),
+        train=TrainConfig(steps=STEPS, global_batch_tokens=4 * 48, max_tokens_per_device=192),
+        optim=OptimConfig(lr=1e-3),
+        checkpoint=CheckpointConfig(interval_steps=8),
+        rl=RlConfig(
+            enabled=True,
+            supervised_steps=1,
+            lr=2e-2,
+            prompts_per_step=4,
+            samples_per_prompt=4,
+            max_prompt_tokens=8,
+            task=TaskConfig(kind="own", factory="tests.cluster.rl.tasks:Low"),
+            **rl,
+        ),
+        rollout=RolloutConfig(workers=1, cpus_per_worker=0.5, max_new_tokens=8),
+    )
+
+
+def run(job: JobConfig, view: Any) -> ExitCode:
+    return launch(
+        job,
+        ClusterConfig(address="auto", num_workers=1, cpus_per_worker=0.5),
+        watchdog=WatchdogConfig(),
+        recovery=RecoveryConfig(),
+        origins={},
+        recipe_text="run: {}\n",
+        view=view,
+    )
+
+
+@pytest.mark.timeout(300)
+def test_it_learns_while_a_rank_and_a_worker_are_killed(
+    local_cluster: None, tmp_path: Path, view: Any
+) -> None:
+    learning = job(
+        tmp_path,
+        "learning",
+        reward=RewardConfig(function="tests.cluster.rl.tasks:reward", workers=1),
+    )
+    folder = RunFolder.of(learning.run)
+
+    threads = [
+        when(lambda: len(view.steps) >= 6, kill(folder, "rollout-0")),
+        when(lambda: len(view.steps) >= 14, kill(folder, "rank")),
+    ]
+    assert run(learning, view) is ExitCode.DONE, view.failures
+    for thread in threads:
+        thread.join()
+
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert "reward/mean" not in lines[0]
+    rewards = [line["reward/mean"] for line in lines[1:]]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
+    assert all(line["staleness/max"] <= learning.rl.max_staleness for line in lines[1:])
+    # What is sampled from is what is trained: bf16 or older weights would show here.
+    assert all(abs(line["trust/version"]) < 1.0 for line in lines[1:])
+    assert len(events(folder, "rollout_lost")) == 1
+    assert len(events(folder, "worker_lost")) == 1
+
+    state = read_state(folder)
+    assert state is not None
+    trained = [r for r in state["ledger"]["records"] if r["state"] == "trained"]
+    numbers = [record["number"] for record in trained]
+    assert len(numbers) == len(set(numbers))
+    assert view.endings[0]["step"] == STEPS
