@@ -94,7 +94,11 @@ class RolloutConfig:
     """Processes that share the resources of the ranks that train, one rank's each."""
 
     cpus_per_worker: float = 1.0
+    """CPU cores reserved for each of `workers`, which is also its number of compute threads."""
+
     gpus_per_worker: float = 0.0
+    """GPUs reserved for each: 0 samples on the CPU, 1 on CUDA."""
+
     memory_per_worker_gib: float = 0.0
     """Host memory reserved for each; 0 reserves none."""
 
