@@ -224,4 +224,4 @@ def test_a_task_is_learned_although_a_worker_dies_midway(tmp_path):
             assert 0 <= batch.version - drawn.max() <= batch.version - drawn.min() <= 1
     lost = [event for event in stage.events if event["kind"] == "rollout_lost"]
     assert (lost[0]["worker"], lost[0]["cause"]) == ("rollout 0", "killed")
-    assert trainer.batches[-1].figures["publish/seconds"] > 0.0
+    assert any(batch.figures.get("publish/seconds", 0.0) > 0.0 for batch in trainer.batches)
