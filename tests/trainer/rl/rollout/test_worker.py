@@ -216,7 +216,7 @@ def test_a_task_is_learned_although_a_worker_dies_midway(tmp_path):
     rewards = [batch.figures["reward/mean"] for batch in trainer.batches]
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.3, rewards
     groups = [g for b in trainer.batches for g in {s.group for s in b.samples}]
-    assert len(groups) == len(set(groups)) == 4 * STEPS
+    assert len(groups) == len(set(groups)) > 2 * STEPS, "fewer once all is learned"
     for batch in trainer.batches:
         assert batch.figures["staleness/max"] <= 1
         for sample in batch.samples:
