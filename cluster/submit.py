@@ -90,9 +90,12 @@ def absolute_paths(job: JobConfig, cwd: Path) -> dict[str, str]:
     overrides = {"run.dir": str((cwd / Path(job.run.dir).expanduser()).absolute())}
     named = {
         "model.path": job.model.path,
-        "data.source": job.data.source,
+        # A word of its own, whatever a folder is called.
+        "data.source": "" if job.data.source == "task" else job.data.source,
         "data.tokenizer": job.data.tokenizer,
         "run.resume": job.run.resume,
+        "rl.task.path": job.rl.task.path,
+        "rl.reference": job.rl.reference,
     }
     for key, value in named.items():
         if not value or Path(value).is_absolute():

@@ -59,8 +59,7 @@ def build(
     recorder: Recorder | None = None,
     mail: TrainerMail | None = None,
 ) -> Job:
-    """Make every part and join them. All ranks call it, after joining the default group. With
-    `recorder`, what they do can be read from outside; `mail` is rank 0's in a run by rewards."""
+    """Make every part and join them. All ranks call it, after joining; rank 0 with its `mail`."""
     listeners.status.enter("building")
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)

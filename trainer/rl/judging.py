@@ -59,8 +59,8 @@ def judge(
         found.clipped_sum,
         found.kl_sum,
         found.reference_kl_sum,
-        drift_T.abs()[current_T].sum(),
-        drift_T[~current_T].sum(),
+        torch.where(current_T, drift_T.abs(), 0.0).sum(),
+        torch.where(current_T, 0.0, drift_T).sum(),
     )
     return found.loss * counts.tokens, torch.stack([part.detach().float() for part in sums])
 

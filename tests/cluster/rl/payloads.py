@@ -138,7 +138,10 @@ def _answer(version: int, score: float) -> AnswerRecord:
 
 
 def _record(step: int, total: int, message: TrainOn) -> dict[str, float]:
+    """A line of metrics.jsonl, as far as it is shown."""
+    names = ("lr", "tokens_per_s", "mfu", "memory_gib", "skipped")
     return {
+        **dict.fromkeys(names, 0.0),
         "step": step,
         "step_s": STEP_S,
         "loss": 1.0,

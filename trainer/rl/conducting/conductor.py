@@ -218,11 +218,13 @@ class Conductor:
             self._dismiss(worker, str(error), draft, now_s)
 
     def _note_pulse(self, worker: str, message: Pulse, now_s: float) -> None:
+        if self._prompts is None:
+            # Until the first step by rewards is next, nobody could have anything to do.
+            return
         self._figures.pulse(worker, message)
         self._advice.sampled(message.busy_s)
-        if self._prompts is not None:
-            for lease_id in self._crew[worker].leases:
-                self._prompts.ledger.report(lease_id, None, now_s=now_s)
+        for lease_id in self._crew[worker].leases:
+            self._prompts.ledger.report(lease_id, None, now_s=now_s)
 
     def _publish_failed(self, message: PublishFailed, draft: Draft, now_s: float) -> None:
         if not self._channels.is_present(message.prefix):

@@ -98,10 +98,12 @@ class Prompts:
         ledger = self.ledger
         ledger.commit(message.version)
         ledger.lighten(ledger.committed - _ANSWERS_KEPT_STEPS)
-        if message.saved is not None and message.saved > self._saved:
+        # A run that goes on from another's checkpoint may tell of a version of that one.
+        saved = min(message.saved or 0, ledger.committed)
+        if saved > self._saved:
             # One checkpoint more than the newest can be gone back to: that one may be damaged.
             ledger.forget(self._saved)
-            self._saved = message.saved
+            self._saved = saved
         self._judging.forget(self._numbers.pop(message.version - _ANSWERS_KEPT_STEPS, ()))
 
     def make_steps(self, draft: Draft, *, weights_version: int | None, now_s: float) -> None:

@@ -66,12 +66,19 @@ class KeptReference:
     """The reference model of a run, filled before the first answer needs it."""
 
     def __init__(self, policy: Decoder, reference: Decoder, folder: RunFolder, named: str) -> None:
-        """Raises RecipeError or DataError where the folder `named` is no good; empty for none."""
+        """`named` is the recipe's folder; empty for the weights with which learning began."""
         self.model = ReferenceModel(reference)
         self._policy, self._reference, self._folder = policy, reference, folder
-        self._filled = bool(named)
-        if named:
-            load_named_reference(reference, named)
+        self._named = named
+        self._filled = False
+
+    def prepare(self) -> None:
+        """Read the folder that is named, where one is and was not read yet; it may take long, and
+        channels for weights go on meanwhile. Raises RecipeError or DataError where it is no good.
+        """
+        if self._named and not self._filled:
+            load_named_reference(self._reference, self._named)
+            self._filled = True
 
     def settle(self, version: int) -> None:
         """Fill it, once the policy has the weights of `version`.

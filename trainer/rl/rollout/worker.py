@@ -153,6 +153,8 @@ class RolloutWorker:
             self._outbox.put(UpdateFailed(reason=reason, prefix=subscription.prefix))
         drains = self._parts.drains and subscription.waiting
         if not (drains and self._answering.running):
+            if subscription.waiting and self._parts.reference is not None:
+                self._parts.reference.prepare()
             begun_s = time.perf_counter()
             update = subscription.take(self._load)
             if update is not None:

@@ -10,6 +10,7 @@ import torch
 from tests.trainer.rl.rollout.partners import Giver, Hand, PlainTrainer, Stage, channel_store
 from tests.trainer.rl.rollout.tiny import RL, decoder, sections
 from trainer.errors import RecipeError
+from trainer.model.hf_weights import write_hf_folder
 from trainer.rl.conducting.conductor import Conductor
 from trainer.rl.messages import Answer, Answered, GiveUp, Pulse, Under, Updated
 from trainer.rl.objectives.config import ObjectiveConfig
@@ -164,6 +165,25 @@ def test_a_reference_that_is_gone_or_named_wrongly_is_said_so(tmp_path):
         load_named_reference(decoder(), str(RunFolder.of(job.run).root))
 
 
+def test_a_named_reference_is_read_before_the_first_answer_needs_it(tmp_path):
+    named, folder = decoder(5), tmp_path / "named"
+    write_hf_folder(
+        folder,
+        named.architecture,
+        named.state_dict(),
+        dtype=torch.float32,
+        max_shard_bytes=10**6,
+        tokenizer_folder=None,
+    )
+    job = sections(tmp_path, rl=replace(WITH_REFERENCE, reference=str(folder)))
+    parts = build_parts(job, host="h", device=torch.device("cpu"), should_stop=lambda: False)
+    assert parts is not None
+    parts.reference.prepare()
+    parts.reference.settle(7)
+    (found,), (expected,) = parts.rules.reference([[1, 2, 3]]), ReferenceModel(named)([[1, 2, 3]])
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_prompts_and_answers_must_fit_where_they_are_sampled_and_trained(tmp_path):
     job = sections(tmp_path)
     long = replace(job, rollout=replace(job.rollout, max_new_tokens=5000))
@@ -196,11 +216,12 @@ def test_a_task_is_learned_although_a_worker_dies_midway(tmp_path):
     rewards = [batch.figures["reward/mean"] for batch in trainer.batches]
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.3, rewards
     groups = [g for b in trainer.batches for g in {s.group for s in b.samples}]
-    assert len(groups) == len(set(groups)) == 4 * STEPS
+    assert len(groups) == len(set(groups)) > 2 * STEPS, "fewer once all is learned"
     for batch in trainer.batches:
         assert batch.figures["staleness/max"] <= 1
         for sample in batch.samples:
             drawn = sample.versions[sample.loss_mask == 1]
             assert 0 <= batch.version - drawn.max() <= batch.version - drawn.min() <= 1
-    assert {event["kind"] for event in stage.events} == {"rollout_lost"}
-    assert trainer.batches[-1].figures["publish/seconds"] > 0.0
+    lost = [event for event in stage.events if event["kind"] == "rollout_lost"]
+    assert (lost[0]["worker"], lost[0]["cause"]) == ("rollout 0", "killed")
+    assert any(batch.figures.get("publish/seconds", 0.0) > 0.0 for batch in trainer.batches)
