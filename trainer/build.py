@@ -184,7 +184,10 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     linear_flops, quadratic_flops = step_flops(assembly.architecture, config.data.seq_len)
     return Rules(
         total_steps=config.train.steps,
-        max_grad_norm=_clipping_norm(config),
+        # With `dgc`, ranks have clipped before momentum was added.
+        max_grad_norm=(
+            math.inf if config.comms.replica.method == "dgc" else config.optim.max_grad_norm
+        ),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=schedule_of(config),
         seed=config.run.seed,
@@ -194,11 +197,6 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
             config.parallel.rebalance_interval_steps if assembly.layout.ep > 1 else 0
         ),
     )
-
-
-def _clipping_norm(config: JobConfig) -> float:
-    """What the update clips to; with `dgc` ranks have clipped before momentum was added."""
-    return math.inf if config.comms.replica.method == "dgc" else config.optim.max_grad_norm
 
 
 def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:

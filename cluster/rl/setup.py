@@ -105,16 +105,16 @@ def conductor_of(
     job: JobConfig, store: tuple[str, int], state: Mapping[str, Any] | None
 ) -> Conductor:
     """Who decides. Raises RecipeError or DataError where the task is no good."""
-    # Own tasks are imported where they sample, and ask as many questions as they like.
-    own = job.rl.task.kind == "own"
-    size = None if own else build_task(job.rl.task, seed=job.run.seed).size
+    # Its file is read here for its faults to be known at once; own tasks are imported where they
+    # sample. All ask without end, in epochs where there is a file: the run ends by its steps.
+    if job.rl.task.kind != "own":
+        build_task(job.rl.task, seed=job.run.seed)
     return Conductor(
         job.rl,
         job.rollout,
         seed=job.run.seed,
         last_version=job.train.steps - job.rl.supervised_steps,
         store=store,
-        task_size=size,
         state=state,
     )
 
