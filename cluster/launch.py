@@ -16,7 +16,7 @@ from cluster.exit_record import (
 from cluster.failure import GaveUp, WorkersFailed, first_failure
 from cluster.reading import Outcome
 from cluster.recovery.config import RecoveryConfig
-from cluster.run import Run
+from cluster.run import ROLLOUT_WORK, Run
 from cluster.run_lock import held
 from cluster.signals import StopSignals
 from cluster.view import RunView
@@ -33,9 +33,6 @@ from trainer.spread import require_layout
 
 WORK = "cluster.training:train_rank"
 """What every rank does, as `module:function`."""
-
-ROLLOUT_WORK = "cluster.rl.sampling:sample"
-"""What every process that samples does."""
 
 
 def launch(
