@@ -18,7 +18,7 @@ from cluster.host_memory import GIB
 from cluster.memory_folder import folders_in_memory, held_bytes
 from cluster.reading import Outcome
 from cluster.recovery.config import RecoveryConfig
-from cluster.run import Run
+from cluster.run import ROLLOUT_WORK, Run
 from cluster.run_lock import held
 from cluster.signals import StopSignals
 from cluster.view import RunView
@@ -35,9 +35,6 @@ from trainer.spread import require_layout
 
 WORK = "cluster.training:train_rank"
 """What every rank does, as `module:function`."""
-
-ROLLOUT_WORK = "cluster.rl.sampling:sample"
-"""What every process that samples does."""
 
 
 def launch(

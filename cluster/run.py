@@ -9,6 +9,9 @@ from cluster.watchdog.config import WatchdogConfig
 from trainer.config import JobConfig
 from trainer.run_folder import RunFolder
 
+ROLLOUT_WORK = "cluster.rl.sampling:sample"
+"""What every process that samples does, as `module:function`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -27,7 +30,7 @@ class Run:
     work: str
     """What every rank does, as `module:function`."""
 
-    rollout_work: str
+    rollout_work: str = ROLLOUT_WORK
     """What every process that samples does."""
 
     def explicit(self) -> dict[str, str]:
