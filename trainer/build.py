@@ -26,6 +26,7 @@ from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
+from trainer.islands.share import BatchShare
 from trainer.job import Job, Listeners, Rules
 from trainer.links import open_links
 from trainer.memory_saver import Describe, MemorySaver
@@ -34,11 +35,11 @@ from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
 from trainer.progress import Progress
-from trainer.resume import Restored, restore
+from trainer.resume import Restored, restore, share_of
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
 from trainer.schedule import build_schedule
-from trainer.snapshot_opening import find_own_snapshots, folder_of, open_snapshots
+from trainer.snapshot_opening import find_own_snapshots, open_memory_saver
 from trainer.stopwatch import Stopwatch
 
 PHASES = {"begin": "rounds", "summed": "vote", "voted": "update", "updated": "report"}
@@ -64,7 +65,7 @@ def build(
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
-    islands = open_islands(config, assembly, rank=environment.rank, recorder=recorder)
+    islands = open_islands(config, assembly, environment, recorder=recorder)
     group = side_group()
     restored = restore(
         config.run.resume,
@@ -91,7 +92,16 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, progress),
+        feed=open_feed(
+            config,
+            environment,
+            assembly,
+            corpus,
+            planner,
+            arithmetic,
+            progress,
+            share_of(assembly.layout, environment.rank, restored),
+        ),
         saver=saver,
         memory=memory,
         elastic=open_elastic(assembly, planner),
@@ -192,7 +202,16 @@ def open_savers(
 ) -> tuple[MemorySaver, Saver]:
     """What takes snapshots in memory, and what writes checkpoints."""
     # Before the saver uses the same group from a thread of its own.
-    memory = open_memory_saver(config, folder, environment, group, assembly, describe_run, restored)
+    memory = open_memory_saver(
+        config.keep,
+        folder,
+        environment,
+        group,
+        assembly=assembly,
+        islands=islands,
+        describe_run=describe_run,
+        forget=restored is None or restored.back,
+    )
     saver = open_saver(
         config.checkpoint,
         folder,
@@ -202,36 +221,6 @@ def open_savers(
         restored=restored,
     )
     return memory, saver
-
-
-def open_memory_saver(
-    config: JobConfig,
-    folder: RunFolder,
-    environment: RankEnvironment,
-    group: dist.ProcessGroup,
-    assembly: Assembly,
-    describe_run: Describe,
-    restored: Restored | None,
-) -> MemorySaver:
-    """What takes snapshots in memory, where there are to be any."""
-    snapshots = open_snapshots(
-        config.keep,
-        folder,
-        environment,
-        group,
-        assembly=assembly,
-        meta=describe_run(),
-        forget=restored is None or restored.back,
-    )
-    return MemorySaver(
-        snapshots,
-        interval_steps=config.keep.every_steps,
-        folder=folder_of(config.keep, folder),
-        assembly=assembly,
-        describe_run=describe_run,
-        environment=environment,
-        events=folder.events,
-    )
 
 
 def open_saver(
@@ -248,6 +237,8 @@ def open_saver(
         folder.checkpoints, keep_last=config.keep_last, group=group, blocking=config.blocking
     )
     saver = Saver(checkpointer, config, snapshot=snapshot, events=events)
+    if restored is not None:
+        saver.past(restored.past_step)
     if restored is not None and restored.on_disk is not None:
         if restored.on_disk == restored.path:
             saver.resumed(restored.progress.step, restored.path)
@@ -264,6 +255,7 @@ def open_feed(
     planner: Planner,
     arithmetic: BatchArithmetic,
     progress: Progress,
+    share: BatchShare,
 ) -> StepFeed:
     """The stream from the first step that is still to do, prepared on a group of its own."""
     stream = TokenStream(
@@ -279,8 +271,7 @@ def open_feed(
         stream,
         planner,
         data_rank=layout.data_rank(environment.rank),
-        island=layout.island_of(environment.rank),
-        islands=layout.island,
+        share=share,
         group=group,
         first_step=progress.step + 1,
         last_step=config.train.steps,

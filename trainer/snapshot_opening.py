@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,10 @@ from offload.host_memory import read_limits
 from trainer.assembly import Assembly
 from trainer.checkpoint.agreement import RanksFailed, agree, describe, exchange
 from trainer.checkpoint.share import Share, plan_share
+from trainer.describing import kept_of
 from trainer.errors import RecipeError, ResourceError
+from trainer.islands.exchange import Islands
+from trainer.islands.memory import island_folder
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import clean, run_folder_in_memory
 from trainer.keeping.pieces import payload_bytes, place_pieces
@@ -25,13 +29,16 @@ from trainer.keeping.room import room_problem
 from trainer.keeping.slot import Owner, slot_bytes
 from trainer.keeping.snapshots import Snapshots
 from trainer.keeping.source import SnapshotSource, find_snapshots
+from trainer.memory_saver import Describe, MemorySaver
 from trainer.run_folder import RunFolder, append_event
 from trainer.state import tensors_to_fill
+from trainer.unsent import Unsent
 
 
-def folder_of(config: KeepingConfig, folder: RunFolder) -> Path:
-    """Where the snapshots of a run are, on every host."""
-    return run_folder_in_memory(config.dir, name=folder.root.name, run_root=folder.root)
+def folder_of(config: KeepingConfig, folder: RunFolder, island: int | None = None) -> Path:
+    """Where the snapshots of a run are, or those of one of its islands, on every host."""
+    base = run_folder_in_memory(config.dir, name=folder.root.name, run_root=folder.root)
+    return base if island is None else island_folder(base, island)
 
 
 def find_own_snapshots(
@@ -39,9 +46,10 @@ def find_own_snapshots(
     folder: RunFolder,
     environment: RankEnvironment,
     group: dist.ProcessGroup,
+    island: int | None = None,
 ) -> list[SnapshotSource]:
-    """What earlier starts of this run left in the hosts' memory, the one to prefer first. All
-    ranks call it."""
+    """What earlier starts of this run, or of one of its islands, left in the hosts' memory, the one
+    to prefer first. All ranks call it."""
     if not config.every_steps:
         return []
     payload = b""
@@ -54,7 +62,7 @@ def find_own_snapshots(
     record = Record(**fields)
     try:
         return find_snapshots(
-            folder_of(config, folder),
+            folder_of(config, folder, island),
             run=record.run,
             valid_from=record.valid_from,
             rank=environment.rank,
@@ -78,6 +86,44 @@ def begin_start(
     return Record(**json.loads(broadcast_bytes(payload, group=group)))
 
 
+def open_memory_saver(
+    config: KeepingConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    *,
+    assembly: Assembly,
+    islands: Islands | None,
+    describe_run: Describe,
+    forget: bool,
+) -> MemorySaver:
+    """What takes snapshots in memory, where there are to be any."""
+    describe_kept = kept_of(assembly, describe_run, islands)
+    unsent = Unsent(assembly, environment, islands)
+    snapshots = open_snapshots(
+        config,
+        folder,
+        environment,
+        group,
+        assembly=assembly,
+        islands=islands,
+        unsent=unsent,
+        meta=describe_kept(),
+        forget=forget,
+    )
+    return MemorySaver(
+        snapshots,
+        interval_steps=config.every_steps,
+        folder=folder_of(config, folder),
+        assembly=assembly,
+        islands=islands,
+        unsent=unsent,
+        describe_run=describe_kept,
+        environment=environment,
+        events=folder.events,
+    )
+
+
 def open_snapshots(
     config: KeepingConfig,
     folder: RunFolder,
@@ -85,6 +131,8 @@ def open_snapshots(
     group: dist.ProcessGroup,
     *,
     assembly: Assembly,
+    islands: Islands | None,
+    unsent: Unsent,
     meta: dict[str, Any],
     forget: bool,
 ) -> Snapshots | None:
@@ -98,11 +146,13 @@ def open_snapshots(
         _forget_all(folder, environment, group, in_memory)
         return None
     record = begin_start(folder, environment, group, forget=forget)
-    if forget and environment.local_rank == 0:
-        clean(in_memory)
+    if environment.local_rank == 0:
+        if forget:
+            clean(in_memory)
+        _forget_other_kind(in_memory, several=islands is not None)
     exchange(group, None)  # nobody makes files that a neighbour is about to delete
     try:
-        return _open(config, in_memory, environment, group, record, assembly, meta)
+        return _open(config, in_memory, environment, group, record, assembly, islands, unsent, meta)
     except (RecipeError, ResourceError) as error:
         if config.interval_steps != "auto":
             raise
@@ -128,6 +178,12 @@ def _forget_all(
     exchange(group, None)
 
 
+def _forget_other_kind(in_memory: Path, *, several: bool) -> None:
+    """What a start with islands left must not overtake one without them later, or the reverse."""
+    for place in in_memory.glob("generation-*" if several else "island-*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _open(
     config: KeepingConfig,
     in_memory: Path,
@@ -135,6 +191,8 @@ def _open(
     group: dist.ProcessGroup,
     record: Record,
     assembly: Assembly,
+    islands: Islands | None,
+    unsent: Unsent,
     meta: dict[str, Any],
 ) -> Snapshots:
     if assembly.optimizer.placement == "disk":
@@ -143,31 +201,37 @@ def _open(
             "would read all of them and hold them in memory; leave it at auto or 0, and lower "
             "checkpoint.interval_steps instead"
         )
-    if assembly.layout.island > 1:
+    if islands is not None and config.every_steps > 1:
         raise RecipeError(
-            f"keep.interval_steps: with parallel.island={assembly.layout.island}, what islands "
-            "have agreed on and what is under way between them belongs to the state, and only "
-            "checkpoints keep it; leave it at auto or 0, and lower checkpoint.interval_steps "
-            "instead"
+            f"keep.interval_steps={config.interval_steps}: islands go on from snapshots of "
+            "different steps, which belong together only where each keeps every step; leave it at "
+            "auto, or set it to 1 or 0"
         )
-    if assembly.replicas is not None:
-        raise RecipeError(
-            "keep.interval_steps: with comms.replica, what replicas have not sent yet belongs to "
-            "the state, and only checkpoints keep it; leave it at auto or 0, and lower "
-            "checkpoint.interval_steps instead"
-        )
-    share = plan_share(tensors_to_fill(assembly.weights, assembly.optimizer), group)
-    owner = Owner(
-        run=record.run,
-        generation=record.generation,
-        rank=environment.rank,
-        ranks=environment.world_size,
-    )
-    _require_room(config, share, environment, group)
+    state = tensors_to_fill(assembly.weights, assembly.optimizer)
+    rank, ranks, inside = environment.rank, environment.world_size, group
+    if islands is not None:
+        state |= islands.kept_tensors()
+        in_memory = island_folder(in_memory, islands.number)
+        ranks = assembly.layout.island_ranks
+        rank %= ranks
+        # Nothing else runs yet on the group that will be the vote's.
+        inside = group if assembly.group is None else assembly.group
+    share = plan_share(state, inside)
+    owner = Owner(run=record.run, generation=record.generation, rank=rank, ranks=ranks)
+    _require_room(config, share, unsent.reserve_bytes, environment, group)
     made: list[Snapshots] = []
 
     def make() -> None:
-        made.append(Snapshots(in_memory, owner, share, slots=config.slots, meta=meta))
+        made.append(
+            Snapshots(
+                in_memory,
+                owner,
+                share,
+                slots=config.slots,
+                meta=meta,
+                reserve_bytes=unsent.reserve_bytes,
+            )
+        )
 
     try:
         agree(group, "making room for snapshots", make)
@@ -183,12 +247,16 @@ def _open(
 
 
 def _require_room(
-    config: KeepingConfig, share: Share, environment: RankEnvironment, group: dist.ProcessGroup
+    config: KeepingConfig,
+    share: Share,
+    reserve_bytes: int,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
 ) -> None:
     """Raise ResourceError on all ranks where a host lacks the room."""
     need_bytes = config.slots * slot_bytes(
         description_bytes=256 * len(share.pieces),
-        payload_bytes=payload_bytes(place_pieces(share)),
+        payload_bytes=payload_bytes(place_pieces(share)) + reserve_bytes,
     )
     needs = exchange(group, {"host": environment.host, "need_bytes": need_bytes})
     here = [need["need_bytes"] for need in needs if need["host"] == environment.host]

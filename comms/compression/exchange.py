@@ -134,6 +134,12 @@ class Exchange:
         for slot in self._slots.values():
             slot.rollback()
 
+    def guard(self, wait: Callable[[], object]) -> None:
+        """Have the next steps call `wait` before they write to what `state_dict` gives now; for
+        whoever reads it on another thread. Called between steps."""
+        for slot in self._slots.values():
+            slot.guard = wait
+
     def error_norm(self) -> float:
         """Norm of what this rank has not sent yet, over all gradients. Called between steps."""
         unsent = [s.values["residual"] for s in self._slots.values() if "residual" in s.values]
@@ -214,7 +220,7 @@ class Exchange:
         """Bound this rank's gradient by the bound on the sum over the root of the ranks
         (arXiv 1712.01887, section 3.3: gradients of ranks are independent). Of other keys, the
         norm is that of their last step."""
-        slot.replace("squared_norm", torch.dot(flat, flat))
+        slot.keep("squared_norm", torch.dot(flat, flat))
         norms = [other.values.get("squared_norm") for other in list(self._slots.values())]
         norm = float(sum(float(squared) for squared in norms if squared is not None)) ** 0.5
         limit = clip_norm / self.ranks**0.5
