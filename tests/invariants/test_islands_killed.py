@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig
 from parallel.config import ParallelConfig
+from tests.built import built, take_steps
 from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.ranks import run_on_ranks
 from trainer.config import JobConfig, TrainConfig
+from trainer.job import Job
+from trainer.keeping.folder import list_shares
+from trainer.loop import train
 from trainer.run_folder import RunFolder
+from trainer.snapshot_opening import folder_of
 
 STEPS = 26
 TRAIN = TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96)
@@ -92,3 +99,57 @@ def test_islands_that_are_killed_go_on_from_their_own_steps(tmp_path):
         assert last <= event["step"] <= last + 3
     assert _losses(config) == _losses(_whole(config))
     assert not list((tmp_path / "keep").iterdir())
+
+
+def _fall_behind(job: Job, config: JobConfig, number: int) -> None:
+    """Lose the newest snapshot of one island."""
+    folder = folder_of(config.keep, RunFolder.of(config.run), number)
+    newest = max(list_shares(folder), key=lambda found: found.header.step)
+    newest.path.unlink()
+
+
+def _go_to(job: Job, step: int) -> None:
+    """Train up to a step, with snapshots, and wait for the last one."""
+    while job.progress.step < step:
+        take_steps(job, 1)
+        job.memory.save_if_due(job.progress.step)
+    job.memory.settle()
+
+
+def _interrupted(rank: int, config: JobConfig) -> list[tuple[int, int]]:
+    """Where both islands went on from, each time one of them had lost its newest snapshot."""
+    begun = []
+    with built(config, rank, 2, sinks=True) as (job, _):
+        _go_to(job, 3)
+    for stop in range(4, 12):
+        dist.barrier()
+        if rank == stop % 2:
+            _fall_behind(job, config, rank)
+        dist.barrier()
+        with built(config, rank, 2, sinks=True) as (job, _):
+            steps: list = [None, None]
+            dist.all_gather_object(steps, job.progress.step)
+            begun.append(tuple(steps))
+            # Both are at the same step again.
+            _go_to(job, stop)
+    with built(config, rank, 2, sinks=True) as (job, _):
+        train(job)
+    return begun
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("overlap_steps", [0, 1])
+def test_an_island_behind_hears_what_came_of_an_exchange(tmp_path, overlap_steps):
+    island = replace(ISLAND, overlap_steps=overlap_steps)
+    config = tiny_job(
+        tmp_path,
+        train=replace(TRAIN, steps=14),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=island),
+    )
+    train_on_ranks(_whole(config), 2)
+    first, second = run_on_ranks(2, _interrupted, config)
+    assert (
+        first == second == [(s - 2, s - 1) if s % 2 == 0 else (s - 1, s - 2) for s in range(4, 12)]
+    )
+    assert _losses(config) == _losses(_whole(config))
