@@ -22,7 +22,7 @@ from cluster.reading import Outcome
 from cluster.recovery.budget import Allowance, pause_s, refusal, story, worth_a_restart
 from cluster.recovery.incidents import Incidents
 from cluster.recovery.roster import Member, Roster, first_roster, next_roster
-from cluster.recovery.shrink import largest_job
+from cluster.recovery.shrink import islands_left, largest_job
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
@@ -71,6 +71,8 @@ class Generations:
     _progress: Progress = field(default_factory=Progress, init=False)
     _number: int = field(default=0, init=False)
     _lost_nodes: set[str] = field(default_factory=set, init=False)
+    _islands: tuple[int, ...] = field(default=(), init=False)
+    """Those that go on, where some are lost."""
 
     memory_folder: str = field(init=False)
 
@@ -116,6 +118,7 @@ class Generations:
                     threads=self.means.threads,
                     device_index=place.device,
                     generation=self._number,
+                    islands=self._islands,
                 ),
                 project=self.project,
                 job=job,
@@ -170,14 +173,16 @@ class Generations:
             "going on from the last step that all ranks have"
         )
         self._sleep(pause_s(faults, allowance))
-        for member in self._lost(before, failures):
+        lost = self._lost(before, failures)
+        for member in lost:
             self.crew.dismiss(member)
             self._start_in_place_of(member)
         job, ranks = self._await_enough(before)
+        going = self._with_islands(before, lost, job, ranks)
         if ranks != len(before.members):
             self.incidents.layout_changed(len(before.members), ranks)
             self.view.warning(f"going on with {ranks} ranks instead of {len(before.members)}")
-        return next_roster(self.crew.ready, before, ranks), job
+        return next_roster(going, before, ranks), job
 
     def _lost(self, before: Roster, failures: Sequence[Failure]) -> list[Member]:
         """Processes that are gone, or still blocked in the work that failed."""
@@ -197,6 +202,27 @@ class Generations:
             )
             gone |= {watches[ref] for ref in blocked}
         return [members[rank] for rank in sorted(gone)]
+
+    def _with_islands(
+        self, before: Roster, lost: Sequence[Member], job: JobConfig, ranks: int
+    ) -> Sequence[Member]:
+        """Settle which islands go on; the processes that may have ranks, rather theirs."""
+        count = self.run.job.parallel.island
+        if job.parallel.island == count:
+            self._islands = ()
+            return self.crew.ready
+        islands = self._islands or tuple(range(count))
+        size = len(before.members) // len(islands)
+        had = {m.number: islands[rank // size] for rank, m in enumerate(before.members)}
+        self._islands = islands_left(
+            count,
+            islands,
+            without_host={had[m.number] for m in lost if m.node_id in self._lost_nodes},
+            broken={had[m.number] for m in lost},
+            count=job.parallel.island,
+        )
+        going = [m for m in self.crew.ready if had.get(m.number, -1) in (-1, *self._islands)]
+        return going if len(going) >= ranks else self.crew.ready
 
     def _start_in_place_of(self, lost: Member) -> None:
         for node in living_nodes(ray.nodes()):
@@ -218,7 +244,10 @@ class Generations:
                 waiting.overrun(missing)
                 continue
             found = largest_job(
-                self._job(), at_most=min(ready, wanted), at_least=self.means.min_workers
+                self._job(),
+                at_most=min(ready, wanted),
+                at_least=self.means.min_workers,
+                island_ranks=wanted // self.run.job.parallel.island,
             )
             if found is not None:
                 return found

@@ -267,12 +267,12 @@ class JobConfig:
     def _island_rule(self) -> None:
         islands, by_count = self.parallel.island, self.train.global_batch_sequences
         sequences = by_count or self.train.global_batch_tokens // self.data.seq_len
-        if sequences % islands:
-            low, unit = max(sequences // islands, 1) * islands, 1 if by_count else self.data.seq_len
+        if sequences < islands:
+            unit = 1 if by_count else self.data.seq_len
             key = "train.global_batch_sequences" if by_count else "train.global_batch_tokens"
             raise ValueError(
-                f"{key} makes {sequences} sequences a step, which parallel.island={islands} cannot "
-                f"share evenly; choose {key}={low * unit} or {(low + islands) * unit}"
+                f"{key} makes {sequences} sequences a step, which is not one for each of "
+                f"parallel.island={islands}; choose {key}={islands * unit} or more"
             )
 
     def _context_rule(self) -> None:

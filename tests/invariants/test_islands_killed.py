@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from comms.compression.config import ReplicaConfig
@@ -153,3 +154,58 @@ def test_an_island_behind_hears_what_came_of_an_exchange(tmp_path, overlap_steps
         first == second == [(s - 2, s - 1) if s % 2 == 0 else (s - 1, s - 2) for s in range(4, 12)]
     )
     assert _losses(config) == _losses(_whole(config))
+
+
+def _go_on(rank: int, ranks: int, config: JobConfig, islands: tuple[int, ...], step: int) -> dict:
+    """From memory up to a step; where that began, and what was found there."""
+    with built(config, rank, ranks, islands=islands, sinks=True) as (job, _):
+        assert job.islands is not None
+        found = {
+            "from": job.progress.step,
+            "lr state": next(iter(job.assembly.optimizer.moments().values())).clone(),
+            "weights": [p.detach().clone() for p in job.assembly.weights.parameters()],
+            "globals": list(job.islands.outer.global_parameters().values()),
+        }
+        if step == config.train.steps:
+            train(job)
+        else:
+            _go_to(job, step)
+        found["left"] = [p.detach().clone() for p in job.assembly.weights.parameters()]
+        found["agreed"] = list(job.islands.outer.global_parameters().values())
+    return found
+
+
+def _equal(a: list, b: list) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+@pytest.mark.timeout(240)
+def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
+    config = tiny_job(
+        tmp_path,
+        train=replace(TRAIN, steps=20),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=replace(ISLAND, wire="fp32")),
+    )
+    _, before = run_on_ranks(2, _go_on, 2, config, (), 7)
+    # The other one goes on from where it was, while its own exchange is under way.
+    fewer = replace(config, parallel=ParallelConfig(island=1))
+    (alone,) = run_on_ranks(1, _go_on, 1, fewer, (1,), 11)
+    assert alone["from"] == 7
+    assert _equal(alone["weights"], before["left"])
+    assert _equal(alone["globals"], before["agreed"])
+    assert not _equal(alone["agreed"], alone["globals"])
+    # Who comes back takes what was agreed on.
+    joined, there = run_on_ranks(2, _go_on, 2, config, (), 20)
+    assert joined["from"] == there["from"] == 11
+    assert _equal(there["weights"], alone["left"])
+    assert _equal(joined["weights"], there["globals"])
+    assert torch.equal(joined["lr state"], there["lr state"])
+    assert _equal(joined["agreed"], there["agreed"])
+    changed = [(e["step"], e["islands"], e["joined"]) for e in _events(config, "islands_changed")]
+    assert changed == [(7, [1], []), (11, [0, 1], [0])]
+    left_out = _events(config, "islands_left_out")
+    assert all(event["step"] in (11, 12) for event in left_out)
+    losses = _losses(config)
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]

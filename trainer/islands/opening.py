@@ -88,7 +88,9 @@ def block_prefixes(names: Iterable[str]) -> list[str]:
 
 def _bytes_per_s(group: dist.ProcessGroup) -> float:
     """What a rank sends per second while it gathers from the same place of all islands, as all
-    others do."""
+    others do. Who is alone sends nothing."""
+    if group.size() == 1:
+        return float("inf")
     own = torch.zeros(_PROBE_BYTES, dtype=torch.uint8)
     rows = [torch.empty_like(own) for _ in range(group.size())]
     fastest_s = float("inf")

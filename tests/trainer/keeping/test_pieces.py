@@ -56,3 +56,11 @@ def test_several_blocks_of_a_tensor_have_names_of_their_own():
     ).stored
     twice = [stored[0], stored[0]]
     assert list(names_of(twice)) == [stored[0].name, f"{stored[0].name}#1"]
+
+
+def test_a_block_that_several_ranks_kept_counts_once():
+    share = _share()
+    text = encode_description({}, encode_pieces(place_pieces(share), share.tensors))
+    once = joined(1, [("share-00000", decode_description(text))])
+    twice = joined(1, [(f"share-0000{n}", decode_description(text)) for n in range(2)])
+    assert twice.tensors == once.tensors
