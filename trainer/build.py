@@ -26,7 +26,6 @@ from trainer.errors import DataError
 from trainer.feed import StepFeed
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
-from trainer.islands.share import BatchShare
 from trainer.job import Job, Listeners, Rules
 from trainer.links import open_links
 from trainer.memory_saver import Describe, MemorySaver
@@ -92,16 +91,7 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(
-            config,
-            environment,
-            assembly,
-            corpus,
-            planner,
-            arithmetic,
-            progress,
-            share_of(assembly.layout, environment.rank, restored),
-        ),
+        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, restored),
         saver=saver,
         memory=memory,
         elastic=open_elastic(assembly, planner),
@@ -254,8 +244,7 @@ def open_feed(
     corpus: Corpus,
     planner: Planner,
     arithmetic: BatchArithmetic,
-    progress: Progress,
-    share: BatchShare,
+    restored: Restored | None,
 ) -> StepFeed:
     """The stream from the first step that is still to do, prepared on a group of its own."""
     stream = TokenStream(
@@ -271,8 +260,8 @@ def open_feed(
         stream,
         planner,
         data_rank=layout.data_rank(environment.rank),
-        share=share,
+        share=share_of(layout, environment.rank, restored),
         group=group,
-        first_step=progress.step + 1,
+        first_step=1 if restored is None else restored.progress.step + 1,
         last_step=config.train.steps,
     )

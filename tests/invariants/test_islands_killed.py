@@ -164,15 +164,21 @@ def _go_on(rank: int, ranks: int, config: JobConfig, islands: tuple[int, ...], s
             "from": job.progress.step,
             "lr state": next(iter(job.assembly.optimizer.moments().values())).clone(),
             "weights": [p.detach().clone() for p in job.assembly.weights.parameters()],
-            "globals": list(job.islands.outer.global_parameters().values()),
+            "globals": _agreed(job),
         }
         if step == config.train.steps:
             train(job)
         else:
             _go_to(job, step)
         found["left"] = [p.detach().clone() for p in job.assembly.weights.parameters()]
-        found["agreed"] = list(job.islands.outer.global_parameters().values())
+        found["agreed"] = _agreed(job)
     return found
+
+
+def _agreed(job: Job) -> list[torch.Tensor]:
+    assert job.islands is not None
+    agreed = job.islands.outer.global_parameters()
+    return [agreed[name].clone() for name, _ in job.assembly.weights.named_parameters()]
 
 
 def _equal(a: list, b: list) -> bool:

@@ -10,8 +10,8 @@ class KeepingConfig:
 
     interval_steps: int | Literal["auto"] = "auto"
     """Steps between snapshots; 0 for none. `auto` is every step where host memory has room for
-    them and holds all of the state: not with optimizer states on disk, nor with islands or
-    compression between replicas. Else it is none, with an event that says why."""
+    them and holds all of the state: not with optimizer states on disk. Else it is none, with an
+    event that says why. Several islands need every step, or none."""
 
     slots: int = 2
     """Snapshots of each rank that are held; more let copies on other hosts lag further behind."""

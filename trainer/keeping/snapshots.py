@@ -98,9 +98,6 @@ class Snapshots:
         self.failure: str | None = None
         """Why no more snapshots are made."""
 
-        self.waited_s = 0.0
-        """How long `settle` has waited, all in all."""
-
     @property
     def taken(self) -> int:
         """Snapshots begun so far."""
@@ -147,9 +144,7 @@ class Snapshots:
             running.result()
         except _FAILURES as error:
             self.failure = describe(error)
-        seconds = perf_counter() - begin_s
-        self.waited_s += seconds
-        return seconds
+        return perf_counter() - begin_s
 
     def remove_older(self) -> None:
         """Delete, on the thread, what earlier starts left on this host. For one rank per host, once

@@ -89,43 +89,6 @@ def _resumed(rank: int) -> bool:
     return same
 
 
-def _apart(rank: int) -> bool:
-    """Whether islands that go on a step apart, one before a merge and one behind it, end as they
-    would have."""
-    whole = Island(rank, STREAM)
-    while whole.outer.sent is None:
-        whole.step()
-    kept = _kept(whole)
-    fragment, sent = whole.outer.sent[0], whole.outer.sent[1].clone()
-    before = _kept(whole)
-    while whole.outer.counts[2] == 0:
-        before, kept = kept, None
-        whole.step()
-        kept = _kept(whole)
-    steps, state, weights = kept if rank == 0 else before
-    again = Island(rank, STREAM, model=make_model(seed=7))
-    again.model.load_state_dict(weights)
-    again.outer.load_state_dict(state)
-    again.steps = steps
-    if rank == 1:
-        named = whole.outer._fragments[fragment]
-        again.outer.foretell(0, named.state, whole.outer.last_finite)
-        again.outer.resend(sent)
-    for _ in range(10):
-        whole.step()
-    while again.steps < whole.steps:
-        again.step()
-    same = all(map(torch.equal, whole.parameters(), again.parameters()))
-    whole.outer.close()
-    again.outer.close()
-    return same
-
-
-def _kept(island: Island) -> tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    state = {name: value.clone() for name, value in island.outer.kept_state().items()}
-    return island.steps, state, copy.deepcopy(island.model.state_dict())
-
-
 def _poisoned(rank: int) -> dict[str, object]:
     """Rank 1's first fragment is not finite when it leaves."""
     island = Island(rank, {"every": 9, **PLAIN, "outer_momentum": 0.9})
@@ -154,7 +117,6 @@ def _both(rank: int) -> dict[str, object]:
         "limits": _limits(rank),
         "streaming": _streaming(rank),
         "resumed": _resumed(rank),
-        "apart": _apart(rank),
         "poisoned": _poisoned(rank),
         "differing": _differing(rank),
     }
@@ -195,10 +157,6 @@ def test_fragments_are_carried_on_one_thread(found):
 
 def test_a_run_resumed_in_mid_exchange_equals_one_that_went_on(found):
     assert [one["resumed"] for one in found] == [True, True]
-
-
-def test_islands_that_go_on_around_a_merge_end_as_they_would_have(found):
-    assert all(one["apart"] for one in found)
 
 
 def test_an_outer_gradient_that_is_not_finite_poisons_nobody(found):
