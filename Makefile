@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Twice quiet: errors are shown, a mirror that lacks a package is not.
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
-SCRIPTS = $(shell grep -l __main__ benchmarks/*.py 2>/dev/null)
+SCRIPTS = $(filter-out %_rank.py,$(shell grep -l __main__ benchmarks/*.py 2>/dev/null))
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .DEFAULT_GOAL := help

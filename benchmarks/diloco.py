@@ -1,42 +1,34 @@
 """Streaming DiLoCo between two hosts on a slow link: bytes, step time, peak bandwidth and loss.
 
-Two network namespaces, joined by a link of the given rate, hold one rank each; needs root. With
-`--loss STEPS` it compares the loss at equal tokens instead, against data parallelism, over seeds
-and without a limit on the link, which changes no loss.
+    python benchmarks/diloco.py --keep speed --minutes 4 [--rate 100mbit] [--rounds 3] [--json]
+    python benchmarks/diloco.py --keep loss --minutes 4 --loss 400 [--seeds 3] [--json]
+
+Two network namespaces, joined by a link of the given rate, hold one rank each; needs root. The
+second form compares the loss at equal tokens, against data parallelism, over seeds and without a
+limit on the link, which changes no loss.
+
+With `--keep FOLDER` what was measured is kept there, and with `--minutes` no measurement begins
+later than that: the same command again goes on, and prints what there is. A measurement is one
+round of all ways in turns, or one way and seed.
 """
 
 import json
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.distributed as dist
 from harness import Result, options
+from kept import Kept, settings_of
 from slow_link import ROOT, linked_hosts, prepare_tokens
-from slow_link_rank import Gpt
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from comms.config import RankEnvironment
-from comms.groups import join, leave
-from comms.ledger import Ledger
-from comms.outer.config import DilocoConfig
-from comms.outer.diloco import StreamingDiloco
-from comms.outer.schedule import peak_bytes_per_s, split_parameters
+from comms.outer.schedule import peak_bytes_per_s
 from tests.hosts.namespaces import why_not
 
 PORT = 29_410
-HELD_OUT = 40
-"""Batches per rank."""
 
 DEFAULTS: dict[str, int | str] = {
     "rate": "100mbit",
@@ -54,162 +46,11 @@ DEFAULTS: dict[str, int | str] = {
     "outer_lr": "0.7",
     "wire": "e3m0",
     "rounds": 3,
-    "dense_steps": 2,
+    "dense_steps": 1,
     "lr": "1e-3",
-    "task": "",
+    "keep": "",
+    "minutes": "0",
 }
-
-
-@dataclass(frozen=True)
-class Way:
-    """One model that trains in one way, a numbered step at a time."""
-
-    step: Callable[[int], None]
-    module: torch.nn.Module
-    outer: StreamingDiloco | None
-    ledger: Ledger
-
-
-def make(name: str, task: dict[str, Any]) -> Way:
-    """`diloco`, `alone` (nothing is sent) or `ddp`, from equal parameters."""
-    torch.manual_seed(task["seed"])
-    module = Gpt(task["vocab"], task["width"], task["layers"], task["length"])
-    model = DistributedDataParallel(module) if name == "ddp" else module
-    optimizer = torch.optim.AdamW(module.parameters(), lr=float(task["lr"]), fused=True)
-    ledger = Ledger()
-    outer = None
-    if name == "diloco":
-        blocks = [f"blocks.{n}" for n in range(task["layers"])]
-        config = DilocoConfig(
-            every=task["every"],
-            overlap_steps=task["overlap"],
-            mixing=float(task["mixing"]),
-            outer_lr=float(task["outer_lr"]),
-            wire=task["wire"],
-        )
-        fragments = split_parameters(dict(module.named_parameters()), blocks, task["fragments"])
-        group = dist.new_group(backend="gloo")
-        outer = StreamingDiloco(fragments, group=group, config=config, ledger=ledger)
-    batch = batches(task)
-
-    def step(number: int) -> None:
-        if task["loss"]:
-            set_lr(optimizer, float(task["lr"]), number / task["loss"])
-        model(batch(number)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if outer is not None:
-            outer.step()
-
-    return Way(step, module, outer, ledger)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, peak: float, done: float) -> None:
-    """A twentieth of warm-up, then a cosine to a hundredth of the peak."""
-    share = min(20 * done + 0.01, 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
-    for group in optimizer.param_groups:
-        group["lr"] = peak * share
-
-
-def batches(task: dict[str, Any]) -> Callable[[int], Tensor]:
-    """This rank's batch of a step."""
-    tokens = torch.from_numpy(np.load(task["tokens"]))
-
-    def batch(step: int) -> Tensor:
-        seed = 1_000_003 * task["seed"] + 2 * step + task["rank"]
-        generator = torch.Generator().manual_seed(seed)
-        last = tokens.numel() - task["length"] - 1
-        starts = torch.randint(0, last, (task["batch"],), generator=generator)
-        return torch.stack([tokens[s : s + task["length"] + 1] for s in starts.tolist()]).long()
-
-    return batch
-
-
-def measure_speed(task: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and bytes of whole windows of `every` steps, in turns; all fragments travel once."""
-    names = ("alone", "diloco", "ddp")
-    ways = {name: make(name, task) for name in names}
-    counter = Path(f"/sys/class/net/{task['device']}/statistics/tx_bytes")
-    found: dict[str, Any] = {name: {"seconds": [], "sent_bytes": []} for name in names}
-    outer = ways["diloco"].outer
-    assert outer is not None
-    done = dict.fromkeys(names, 0)
-    for way in ways.values():
-        way.step(0)
-    # So that windows begin and end where fragments do.
-    for number in range(1, task["every"]):
-        ways["diloco"].step(number)
-    outer.finish()
-    waits, counts = [], []
-    for _ in range(task["rounds"]):
-        for name in names:
-            steps = task["dense_steps"] if name == "ddp" else task["every"]
-            ways[name].ledger.take()
-            dist.barrier()
-            sent, begin_s = int(counter.read_text()), time.perf_counter()
-            for _ in range(steps):
-                done[name] += 1
-                ways[name].step(done[name])
-            elapsed_s = time.perf_counter() - begin_s
-            if name == "diloco":
-                outer.finish()
-                ledger_bytes, waited_s = ways[name].ledger.take()
-                waits.append(waited_s / steps)
-                counts.append(sum(ledger_bytes.values()) / steps)
-            dist.barrier()
-            found[name]["seconds"].append(elapsed_s / steps)
-            found[name]["sent_bytes"].append((int(counter.read_text()) - sent) / steps)
-    sizes = outer.message_bytes()
-    outer.close()
-    return found | {"waited_s": waits, "counted_bytes": counts, "message_bytes": sizes}
-
-
-def measure_loss(task: dict[str, Any]) -> dict[str, Any]:
-    """Held-out loss at the end of each way, of the global parameters where there are some, and of
-    the islands' own."""
-    found = {}
-    for name in ("ddp", "diloco"):
-        way = make(name, task)
-        for number in range(task["loss"]):
-            way.step(number)
-        found[name] = held_out(way.module, task)
-        if way.outer is not None:
-            way.outer.finish()
-            found["diloco_own"] = found[name]
-            with torch.no_grad():
-                for key, value in way.outer.global_parameters().items():
-                    way.module.get_parameter(key).copy_(value)
-            found[name] = held_out(way.module, task)
-            way.outer.close()
-    return found
-
-
-@torch.no_grad()
-def held_out(module: torch.nn.Module, task: dict[str, Any]) -> float:
-    """Mean loss over batches that no step trains on, of both ranks together."""
-    batch = batches(task)
-    numbers = range(task["loss"], task["loss"] + HELD_OUT)
-    total = torch.tensor([float(module(batch(number))) for number in numbers]).mean()
-    dist.all_reduce(total)
-    return float(total) / 2
-
-
-def rank_main(task: dict[str, Any]) -> None:
-    """One rank: measure and write down what was found."""
-    torch.set_num_threads(1)
-    environment = RankEnvironment(
-        rank=task["rank"],
-        world_size=2,
-        local_rank=0,
-        local_world_size=1,
-        host=str(task["rank"]),
-        master_address=task["address"],
-        master_port=PORT,
-    )
-    join(environment, deadline_s=120)
-    found = measure_loss(task) if task["loss"] else measure_speed(task)
-    Path(task["out"]).write_text(json.dumps(found))
-    leave()
 
 
 def run(shared: dict[str, Any], rate: str) -> dict[str, Any]:
@@ -221,7 +62,7 @@ def run(shared: dict[str, Any], rate: str) -> dict[str, Any]:
             own = {"rank": rank, "address": hosts[0].address, "device": host.device, "out": out}
             task = Path(folder) / f"task-{rank}.json"
             task.write_text(json.dumps(shared | own))
-            words = [sys.executable, str(ROOT / "benchmarks/diloco.py"), f"--task={task}"]
+            words = [sys.executable, str(ROOT / "benchmarks/diloco_rank.py"), str(task)]
             environment = [f"GLOO_SOCKET_IFNAME={host.device}", f"PYTHONPATH={ROOT}"]
             started.append(host.popen(["env", *environment, *words], host.folder / "log"))
         for process, host in zip(started, hosts, strict=True):
@@ -229,6 +70,24 @@ def run(shared: dict[str, Any], rate: str) -> dict[str, Any]:
                 raise SystemExit((host.folder / "log").read_text())
         found: dict[str, Any] = json.loads((Path(folder) / "0.json").read_text())
     return found
+
+
+def measure_rounds(result: Result, shared: dict[str, Any], kept: Kept) -> None:
+    """Speed and bytes, a round at a time."""
+    task = {**shared, "seed": 0}
+    found: dict[str, Any] = {}
+    for number in range(shared["rounds"]):
+        one = kept.measured(f"round-{number}", partial(run, task, shared["rate"]))
+        if one is None:
+            continue
+        for name in ("alone", "diloco", "ddp"):
+            for figure, values in one[name].items():
+                found.setdefault(name, {}).setdefault(figure, []).extend(values)
+        for figure in ("waited_s", "counted_bytes"):
+            found.setdefault(figure, []).extend(one[figure])
+        found["message_bytes"] = one["message_bytes"]
+    if found:
+        record_speed(result, task, found)
 
 
 def record_speed(result: Result, task: dict[str, Any], found: dict[str, Any]) -> None:
@@ -252,12 +111,19 @@ def record_speed(result: Result, task: dict[str, Any], found: dict[str, Any]) ->
     result.ratio("ddp_step_time_over_diloco", found["ddp"]["seconds"], ours["seconds"])
 
 
-def record_loss(result: Result, shared: dict[str, Any]) -> None:
+def record_loss(result: Result, shared: dict[str, Any], kept: Kept) -> None:
     """Held-out losses at equal tokens, over seeds."""
     finals: dict[str, list[float]] = {"ddp": [], "diloco": [], "diloco_own": []}
     for seed in range(shared["seeds"]):
-        for name, loss in run({**shared, "seed": seed}, "").items():
-            finals[name].append(loss)
+        both: dict[str, float] = {}
+        for way in ("ddp", "diloco"):
+            task = {**shared, "seed": seed, "way": way}
+            both |= kept.measured(f"{way}-{seed}", partial(run, task, "")) or {}
+        if len(both) == len(finals):
+            for name, loss in both.items():
+                finals[name].append(loss)
+    if not finals["ddp"]:
+        return
     result.braid["final_loss"] = statistics.median(finals["diloco"])
     result.braid["final_loss_of_an_island"] = statistics.median(finals["diloco_own"])
     result.peers["ddp"] = {"final_loss": statistics.median(finals["ddp"])}
@@ -268,22 +134,20 @@ def record_loss(result: Result, shared: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     arguments = options(__doc__, **DEFAULTS)
-    if arguments.task:
-        rank_main(json.loads(Path(arguments.task).read_text()))
-        return
     reason = why_not()
     if reason is not None:
         raise SystemExit(f"This benchmark needs two hosts: {reason}.")
     result = Result(name="diloco")
-    with tempfile.TemporaryDirectory() as folder:
-        tokens = Path(folder) / "tokens.npy"
-        prepare_tokens(tokens, arguments.vocab)
+    kept = Kept(arguments.keep, float(arguments.minutes), settings_of(arguments))
+    with kept.place() as folder:
+        tokens = prepare_tokens(folder, arguments.vocab)
         shared = {**{name: vars(arguments)[name] for name in DEFAULTS}, "tokens": str(tokens)}
+        shared["port"] = PORT
         if arguments.loss:
-            record_loss(result, shared)
+            record_loss(result, shared, kept)
         else:
-            shared["seed"] = 0
-            record_speed(result, shared, run(shared, arguments.rate))
+            measure_rounds(result, shared, kept)
+    result.missing = kept.missing
     result.show(as_json=arguments.json)
 
 

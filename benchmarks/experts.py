@@ -28,8 +28,9 @@ from benchmarks.harness import Result, options
 from benchmarks.linked_ranks import join, start_ranks
 from comms.groups import leave
 from comms.ledger import Ledger
-from parallel.experts.dispatch import ExpertDispatch, HostGroups
+from parallel.experts.dispatch import ExpertDispatch
 from parallel.experts.hosts import host_groups
+from parallel.experts.transport import HostGroups
 from trainer.model.config import MoeConfig
 from trainer.model.moe import MoeFeedForward
 from trainer.model.packing import Packing, SequenceWeights

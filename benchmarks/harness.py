@@ -38,6 +38,9 @@ class Result:
     spread: dict[str, float] = field(default_factory=dict)
     """Half the interquartile distance of each ratio."""
 
+    missing: list[str] = field(default_factory=list)
+    """What a benchmark that is done in parts has still to measure."""
+
     def ratio(self, figure: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
         """Record the median ratio of paired measurements."""
         self.ratios[figure], self.spread[figure] = median_ratio(ours, theirs)
@@ -56,12 +59,18 @@ class Result:
                 print(f"  {peer} {figure}: {value:.4g}")
         for figure, value in self.ratios.items():
             print(f"  ratio {figure}: {value:.3f} ± {self.spread[figure]:.3f}")
+        if self.missing:
+            print(f"  still to measure: {', '.join(self.missing)}")
 
 
 def options(description: str | None, **defaults: int | str) -> argparse.Namespace:
-    """The command line of a benchmark: one option per default, and --json."""
+    """The command line of a benchmark: one option per default, a switch for each False, and
+    --json."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true", default=default)
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

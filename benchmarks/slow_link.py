@@ -1,13 +1,17 @@
 """Training over a slow link: Braid's compressed exchanges and torch's DDP hooks side by side.
 
-    python benchmarks/slow_link.py [--rates 100mbit,1gbit] [--rounds 3] [--json]
-    python benchmarks/slow_link.py --loss 300 --seeds 3 [--json]
+    python benchmarks/slow_link.py --keep speed --minutes 3 [--rates 100mbit,1gbit] [--json]
+    python benchmarks/slow_link.py --keep loss --minutes 3 --loss 300 [--seeds 3] [--json]
 
 The first form needs root: two hosts in network namespaces, one process with one thread each, whose
 link is limited to each rate in turn, train a GPT of 24.5 M parameters in every way, a few steps of
 each in turns. Figures are steps per second and bytes on the wire per step, as the network device
 counts them. The second form trains each way for so many steps over an unlimited link and compares
-losses with the dense run of the same optimizer. The text is Python's standard library.
+losses and bytes with the dense run of the same optimizer. The text is Python's standard library.
+
+With `--keep FOLDER` what was measured is kept there, and with `--minutes` no measurement begins
+later than that: the same command again goes on, and prints what there is. A measurement is one
+rate, or one way and seed.
 
 `--width 64 --layers 1 --vocab 512 --rounds 1 --steps 2` is a run of seconds.
 """
@@ -20,11 +24,13 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import Result, options
+from kept import Kept, settings_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,15 +44,18 @@ SPEED = (
     "braid_int8,braid_fp4"
 )
 LOSS = (
-    "ddp_fp32,ddp_sgd,ddp_powersgd,braid_dgc,braid_econtrol,braid_ef,braid_powersgd,"
-    "braid_powersgd8,braid_fp4"
+    "ddp_fp32,braid_econtrol,ddp_powersgd,braid_powersgd8,braid_fp4,braid_powersgd,braid_ef,"
+    "ddp_sgd,braid_dgc,braid_dgc_warm"
 )
 PORT = 29_400
 TEXT_BYTES = 8_000_000
 
 
-def prepare_tokens(path: Path, vocab: int) -> None:
-    """Train a tokenizer on the standard library's source and write its tokens."""
+def prepare_tokens(folder: Path, vocab: int) -> Path:
+    """Train a tokenizer on the standard library's source; the file with its tokens."""
+    path = folder / f"tokens-{vocab}.npy"
+    if path.exists():
+        return path
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = "\n".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)
     text = text[:TEXT_BYTES]
@@ -60,7 +69,9 @@ def prepare_tokens(path: Path, vocab: int) -> None:
     lines = text.splitlines(keepends=True)
     tokenizer.train_from_iterator(lines, trainer)
     encoded = tokenizer.encode_batch(lines)
-    np.save(path, np.concatenate([np.array(line.ids, dtype=np.int32) for line in encoded]))
+    aside = folder / "part.npy"
+    np.save(aside, np.concatenate([np.array(line.ids, dtype=np.int32) for line in encoded]))
+    return aside.rename(path)
 
 
 @contextlib.contextmanager
@@ -108,10 +119,14 @@ def record(result: Result, variant: str, figure: str, value: float) -> None:
         result.braid[f"{variant.removeprefix('braid_')}_{figure}"] = value
 
 
-def measure_speed(result: Result, arguments: Any, tokens: Path) -> None:
+def measure_speed(result: Result, arguments: Any, tokens: Path, kept: Kept) -> None:
     """Step rates at every link rate."""
+    variants = arguments.variants or SPEED
     for rate in arguments.rates.split(","):
-        found = run(arguments, arguments.variants or SPEED, tokens, rate)
+        measure = partial(run, arguments, variants, tokens, rate)
+        found = kept.measured(f"{rate}-{variants}", measure)
+        if found is None:
+            continue
         seconds = found["seconds"]
         for variant, times in seconds.items():
             record(result, variant, f"{rate}_steps_per_s", 1 / statistics.median(times))
@@ -123,20 +138,36 @@ def measure_speed(result: Result, arguments: Any, tokens: Path) -> None:
                 result.ratio(figure, seconds[peer], seconds[variant])
 
 
-def measure_loss(result: Result, arguments: Any, tokens: Path) -> None:
-    """Mean loss of the last tenth of the steps, against the dense run of the same optimizer."""
-    finals: dict[str, list[float]] = {}
+def measure_loss(result: Result, arguments: Any, tokens: Path, kept: Kept) -> None:
+    """Mean loss of the last tenth of the steps, bytes per step in it and in all, against the dense
+    run of the same optimizer and seed."""
+    finals: dict[str, dict[int, dict[str, float]]] = {}
+    last = max(1, arguments.loss // 10)
     for seed in range(arguments.seeds):
         for variant in (arguments.variants or LOSS).split(","):
             changes = {"warmup": arguments.loss, "rounds": 0, "seed": seed}
-            losses = run(arguments, variant, tokens, "", **changes)["losses"][variant]
-            last = losses[-max(1, arguments.loss // 10) :]
-            finals.setdefault(variant, []).append(statistics.mean(last))
-    for variant, losses in finals.items():
-        record(result, variant, "final_loss", statistics.median(losses))
-        dense = "ddp_sgd" if variant == "braid_dgc" else "ddp_fp32"
-        if dense in finals and variant not in ("ddp_fp32", "ddp_sgd"):
-            result.ratio(f"{variant}_loss_over_{dense}", losses, finals[dense])
+            measure = partial(run, arguments, variant, tokens, "", **changes)
+            found = kept.measured(f"{variant}-{seed}", measure)
+            if found is None:
+                continue
+            losses, sent = found["losses"][variant], found["warmup_bytes"][variant]
+            finals.setdefault(variant, {})[seed] = {
+                "final_loss": statistics.mean(losses[-last:]),
+                "final_bytes_per_step": statistics.mean(sent[-last:]),
+                "bytes_per_step": statistics.mean(sent),
+            }
+    for variant, by_seed in finals.items():
+        dense = "ddp_sgd" if variant.startswith("braid_dgc") else "ddp_fp32"
+        both = sorted(set(by_seed) & set(finals.get(dense, {})))
+        for figure in ("final_loss", "final_bytes_per_step", "bytes_per_step"):
+            record(result, variant, figure, statistics.median(f[figure] for f in by_seed.values()))
+            if variant in ("ddp_fp32", "ddp_sgd") or not both:
+                continue
+            ours, theirs = ([finals[v][s][figure] for s in both] for v in (variant, dense))
+            if figure == "final_loss":
+                result.ratio(f"{variant}_loss_over_{dense}", ours, theirs)
+            else:
+                result.ratio(f"{dense}_{figure}_over_{variant}", theirs, ours)
 
 
 def main() -> None:
@@ -160,18 +191,21 @@ def main() -> None:
         lr="1e-3",
         sgd_lr="0.3",
         bucket_mb=25,
+        keep="",
+        minutes="0",
     )
     reason = why_not()
     if reason is not None:
         raise SystemExit(f"This benchmark needs two hosts: {reason}.")
     result = Result(name="slow_link")
-    with tempfile.TemporaryDirectory() as folder:
-        tokens = Path(folder) / "tokens.npy"
-        prepare_tokens(tokens, arguments.vocab)
+    kept = Kept(arguments.keep, float(arguments.minutes), settings_of(arguments))
+    with kept.place() as folder:
+        tokens = prepare_tokens(folder, arguments.vocab)
         if arguments.loss:
-            measure_loss(result, arguments, tokens)
+            measure_loss(result, arguments, tokens, kept)
         else:
-            measure_speed(result, arguments, tokens)
+            measure_speed(result, arguments, tokens, kept)
+    result.missing = kept.missing
     result.show(as_json=arguments.json)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ class Task:
 BRAID: dict[str, dict[str, Any]] = {
     "braid_dense": {"method": "none"},
     "braid_dgc": {"method": "dgc", "momentum": 0.9, "ratio": 0.001},
+    "braid_dgc_warm": {"method": "dgc", "momentum": 0.9, "ratio": 0.002, "warmup_steps": 60},
     "braid_econtrol": {"method": "econtrol", "ratio": 0.01},
     "braid_ef": {"method": "ef", "ratio": 0.01},
     "braid_ef21": {"method": "ef21", "ratio": 0.01},
@@ -115,7 +117,6 @@ BRAID: dict[str, dict[str, Any]] = {
     "braid_int8": {"method": "quantized"},
     "braid_fp4": {"method": "quantized", "block_format": "fp4"},
 }
-SGD = ("braid_dgc", "ddp_sgd")
 DENSE = ("ddp_fp32", "ddp_fp16", "ddp_sgd", "braid_dense")
 
 
@@ -143,7 +144,7 @@ class Variant:
             state = PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
             self._model.register_comm_hook(state, powerSGD_hook)
         self._optimizer: torch.optim.Optimizer
-        if name == "braid_dgc":
+        if name.startswith("braid_dgc"):
             self._optimizer = CorrectedSGD(module.parameters(), lr=task.sgd_lr, momentum=0.9)
         elif name == "ddp_sgd":
             self._optimizer = torch.optim.SGD(module.parameters(), lr=task.sgd_lr, momentum=0.9)
@@ -188,9 +189,13 @@ def measure(task: Task) -> dict[str, Any]:
     """Seconds and bytes per step of each variant, in turns, and its losses."""
     batches = _batches(task)
     variants = [Variant(name, task, batches) for name in task.variants]
+    warmup_bytes: dict[str, list[int]] = {}
     for variant in variants:
+        counts = [_sent_bytes(task.device)]
         for _ in range(task.warmup):
             variant.step()
+            counts.append(_sent_bytes(task.device))
+        warmup_bytes[variant.name] = [after - before for before, after in pairwise(counts)]
     seconds: dict[str, list[float]] = {name: [] for name in task.variants}
     sent: dict[str, list[int]] = {name: [] for name in task.variants}
     for _ in range(task.rounds):
@@ -208,6 +213,7 @@ def measure(task: Task) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "sent_bytes": sent,
+        "warmup_bytes": warmup_bytes,
         "losses": {variant.name: variant.losses for variant in variants},
     }
 

@@ -21,6 +21,7 @@ class Agents:
         self._here = HostAgent()
         self._actors: dict[str, Any] = {}
         self._asked: dict[str, ray.ObjectRef[Any]] = {}
+        self._answered = {own_node}
 
     def open(self, nodes: Sequence[str]) -> None:
         """Have an agent on each of these nodes; does not wait for it."""
@@ -31,6 +32,10 @@ class Agents:
                     num_cpus=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
                 ).remote()
+
+    def is_starting(self, node: str) -> bool:
+        """Whether the agent there has not answered yet: that says nothing of the host."""
+        return node in self._actors and node not in self._answered
 
     def observe(
         self, targets: Mapping[str, Sequence[Target]]
@@ -52,9 +57,11 @@ class Agents:
             del self._asked[node]
             try:
                 found[node] = ray.get(ref)
+                self._answered.add(node)
             except RayError:
                 # The host will be found silent; a new agent is started with the next ranks there.
                 self._actors.pop(node, None)
+                self._answered.discard(node)
         return found
 
     def stacks(

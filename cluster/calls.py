@@ -7,29 +7,25 @@ from typing import Any, TypeVar
 import ray
 
 from cluster.waiting import Waiting
-from trainer.errors import InfrastructureError
 
 Key = TypeVar("Key")
 
 
-def gather(
+def unanswered(
     refs: "Mapping[Key, ray.ObjectRef[Any]]", waiting: Waiting, describe: Callable[[Key], str]
-) -> "dict[Key, ray.ObjectRef[Any]]":
-    """Wait until every call has come back, one way or the other; `describe` names a process.
+) -> list[Key]:
+    """Wait until every call has come back, one way or the other, or the deadline has passed; those
+    that have not come back. `describe` names a process.
 
-    Raises InfrastructureError after the deadline, StopRequested after a signal.
+    Raises StopRequested after a signal.
     """
     pending = list(refs.values())
     while pending:
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=0.2)
         missing = ", ".join(describe(key) for key, ref in refs.items() if ref in pending)
         if pending and waiting.overrun(f"waiting for {missing}"):
-            raise InfrastructureError(
-                f"{waiting.phase}: {missing} not ready after {waiting.elapsed_s:.0f} s "
-                f"(cluster.deadlines.{waiting.phase}_s); raise the deadline, or see the "
-                "worker's log in the run folder"
-            )
-    return dict(refs)
+            break
+    return [key for key, ref in refs.items() if ref in pending]
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

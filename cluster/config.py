@@ -71,9 +71,6 @@ class ClusterConfig:
     stop_grace_s: float = 60.0
     """Seconds a stopped run has to save before its processes are ended."""
 
-    memory_alarm_steps: int = 500
-    """Warn when host memory grows so fast that it is full within this many steps; 0 never."""
-
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
 
     def __post_init__(self) -> None:

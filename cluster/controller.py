@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster.failure import Failure, WorkersFailed, only_echoes
-from cluster.memory_watch import MemoryWatch
 from cluster.progress import Progress
 from cluster.reading import Outcome, Reading
 from cluster.signals import StopSignals
@@ -17,7 +15,6 @@ from cluster.waiting import REPEAT_S
 from cluster.watching import Watching
 from cluster.worker_group import Answers, WorkerGroup
 from trainer.errors import ExitCode
-from trainer.run_folder import append_event
 
 POLL_S = 0.25
 TRAINING_POLL_S = 1.0
@@ -39,7 +36,6 @@ class Limits:
     """Per start-up phase of the workers."""
 
     stop_grace_s: float
-    memory_alarm_steps: int
 
 
 @dataclass
@@ -58,10 +54,14 @@ class Controller:
     limits: Limits
     view: RunView
     stop: StopSignals
-    events: Path
     progress: Progress
     watching: Watching
     on_step: Callable[[dict[str, Any]], None]
+    on_poll: Callable[[], None]
+    """Called a few times a second; waits for nothing."""
+
+    more_ranks: Callable[[], bool]
+    """Whether a larger set of ranks is ready to go on; asked often, acts once."""
     clock: Callable[[], float] = time.monotonic
 
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
@@ -72,10 +72,9 @@ class Controller:
     _urgent: bool = field(default=True, init=False)
     _began_s: float = field(default=0.0, init=False)
     _stopping_s: float | None = field(default=None, init=False)
-    _memory: MemoryWatch = field(init=False)
+    _regrouping: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._memory = MemoryWatch(horizon_steps=self.limits.memory_alarm_steps)
         self._began_s = self._said_s = self.clock()
 
     @property
@@ -101,6 +100,8 @@ class Controller:
                 return outcome
             self._watch_deadlines()
             self._watch_stop()
+            self.on_poll()
+            self._watch_growth()
             self._urgent = self.group.pause(POLL_S)
 
     def _ask_if_due(self) -> Answers:
@@ -113,10 +114,10 @@ class Controller:
         return self.group.read(timeout_s=POLL_S)
 
     def _take(self, answers: Answers) -> None:
-        """Remember readings; watch memory."""
+        """Remember readings."""
         for reading in answers.readings:
             self._seen[reading.rank] = _Seen(reading, self.clock())
-            self._watch_memory(reading)
+            self.watching.memory(reading)
 
     def _show_steps(self, answers: Answers) -> None:
         for reading in answers.readings:
@@ -217,31 +218,17 @@ class Controller:
             )
             raise WorkersFailed([self._blame(rank, error)])
 
+    def _watch_growth(self) -> None:
+        """Have the ranks leave at a step that is in memory once more of them could go on."""
+        if self._stopping_s is None and not self._regrouping and self.more_ranks():
+            self._regrouping = True
+            self.group.request_regroup()
+
     def _end_before_steps(self) -> None:
         """Raise StopRequested where no rank is at its steps: there is nothing to save."""
         first_step = ORDER.index("first_step")
         if all(ORDER.index(phase) < first_step for phase, _ in self._phases().values()):
             self.stop.check(self._phase)
-
-    def _watch_memory(self, reading: Reading) -> None:
-        host = self.group.places[reading.rank].host
-        here = {
-            rank: seen.reading
-            for rank, seen in self._seen.items()
-            if self.group.places[rank].host == host
-        }
-        alarm = self._memory.add(reading, host, here)
-        if alarm:
-            self.view.warning(alarm)
-            append_event(
-                self.events,
-                now_s=time.time(),
-                kind="memory_slope",
-                step=reading.step,
-                host=host,
-                rank=reading.rank,
-                cause=alarm,
-            )
 
     def _blame(self, rank: int, error: str, *, kind_silent: bool = False) -> Failure:
         """A failure found from outside the process."""

@@ -1,6 +1,7 @@
 """All worker processes of a run, with a rank or without: start them, have them import, end them."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.util.scheduling_strategies import (
 from cluster.calls import end_of_process, plain_lines
 from cluster.exit_record import LAST_LINES
 from cluster.failure import Failure, failure_of
+from cluster.placement import nodes_of_bundles
 from cluster.preflight import Needs, Node
 from cluster.recovery.roster import Member
 from cluster.worker import TrainWorker
@@ -114,6 +116,7 @@ class Crew:
 
     def _answered(self, number: int, answer: Any) -> None:
         if self._starts[number].importing:
+            self._members[number] = replace(self._members[number], process=int(answer))
             del self._starts[number]
         else:
             self._starts[number].devices = answer
@@ -147,6 +150,17 @@ class Crew:
         """Its handle."""
         return self._actors[member.number]
 
+    def actors(self, members: Sequence[Member]) -> dict[int, Any]:
+        """Their handles by number."""
+        return {member.number: self._actors[member.number] for member in members}
+
+    def free_bundles(self) -> dict[int, str]:
+        """Places in the placement group without a process, and the node that has room for each: of
+        a lost node Ray moves them to another, once there is one with room."""
+        taken = {member.bundle for member in self._members.values()}
+        nodes = nodes_of_bundles(self._group)
+        return {bundle: node for bundle, node in nodes.items() if bundle not in taken}
+
     def dismiss(self, member: Member) -> None:
         """End one process at once, whatever it does."""
         ray.kill(self._actors.pop(member.number), no_restart=True)
@@ -160,7 +174,7 @@ class Crew:
 
 
 def _failed_start(member: Member, error: RayError) -> Failure:
-    moment = Moment(phase="starting", step=0, since_s=time.time())
+    moment = Moment(phase="starting", step=0, since_s=time.monotonic())
     own = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(own, Exception):
         found = failure_of(

@@ -1,4 +1,4 @@
-"""The environment variables this package sets, and the only function that sets them.
+"""The environment variables this package sets, and the only functions that touch them.
 
 A variable that the user set is never changed.
 """
@@ -31,3 +31,9 @@ def set_unless_set(defaults: Mapping[str, str]) -> None:
 def replace(name: str, value: str) -> None:
     """Set a variable that Ray, not the user, has set for this process."""
     os.environ[name] = value
+
+
+def variables_without(prefix: str) -> dict[str, str]:
+    """This process's variables, less those that begin with `prefix`: for a child that must not
+    inherit what was meant for this process alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}

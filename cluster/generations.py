@@ -7,49 +7,42 @@ here is who works and how often it went wrong.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import ray
+from typing import Any
 
 from cluster.agents import Agents
-from cluster.controller import Controller, Limits
+from cluster.controller import Controller
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
-from cluster.memory_folder import memory_folder
-from cluster.preflight import Needs, living_nodes
+from cluster.idle import IdleWatch, unanswering
+from cluster.islands import GoingIslands
+from cluster.losses import Losses
+from cluster.means import Means
+from cluster.memory_folder import folders_in_memory, memory_folder
 from cluster.progress import Progress
-from cluster.rank import RankSpec
 from cluster.reading import Outcome
-from cluster.recovery.budget import Allowance, pause_s, refusal, story, worth_a_restart
+from cluster.recovery.budget import pause_s, refusal, story, worth_a_restart
 from cluster.recovery.incidents import Incidents
 from cluster.recovery.roster import Member, Roster, first_roster, next_roster
-from cluster.recovery.shrink import islands_left, largest_job
+from cluster.recovery.shrink import largest_job
+from cluster.replicas import Replicas, open_replicas
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
+from cluster.specs import specs_of
+from cluster.staffing import Staffing, open_staffing
+from cluster.telling import Telling
 from cluster.view import RunView
 from cluster.waiting import Phases
 from cluster.watchdog.watch import Watchdog
 from cluster.watching import WatchedRank, Watching
 from cluster.worker_group import WorkerGroup
-from comms.config import RankEnvironment
 from trainer.checkpoint.folder import list_complete
 from trainer.config import JobConfig
 
 _POLL_S = 0.1
 
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """What generations may use and how long they may take."""
-
-    needs: Needs
-    threads: int
-    limits: Limits
-    starting_s: float
-    allowance: Allowance
-    replace_within_s: float
-    free_within_s: float
-    min_workers: int
+_ANSWER_S = 10.0
+"""A process that has imported everything answers at once, unless it is stopped or gone."""
 
 
 @dataclass(kw_only=True)
@@ -70,15 +63,34 @@ class Generations:
     incidents: Incidents = field(init=False)
     _progress: Progress = field(default_factory=Progress, init=False)
     _number: int = field(default=0, init=False)
-    _lost_nodes: set[str] = field(default_factory=set, init=False)
-    _islands: tuple[int, ...] = field(default=(), init=False)
-    """Those that go on, where some are lost."""
+    _working: frozenset[int] = field(default=frozenset(), init=False)
+    _telling: Telling = field(init=False)
+    _idle: IdleWatch = field(default_factory=lambda: IdleWatch(time.monotonic), init=False)
+    _rest_s: float = field(default=float("inf"), init=False)
+    _staffing: Staffing = field(init=False)
+    _replicas: Replicas = field(init=False)
+    _islands: GoingIslands = field(init=False)
+    _losses: Losses = field(init=False)
 
     memory_folder: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory_folder = str(memory_folder(self.run.folder.root))
         self.incidents = Incidents(self.run.folder.events, clock=time.monotonic, now=time.time)
+        self._telling = Telling(
+            self.run.folder, run=self.run.job.run.name, project=self.project, clock=time.monotonic
+        )
+        self._staffing = open_staffing(
+            self.crew, self.means, view=self.view, events=self.run.folder.events
+        )
+        self._replicas = open_replicas(self.run, share=self.means.replica_share)
+        self._islands = GoingIslands(self.run.job.parallel.island)
+        self._losses = Losses(
+            crew=self.crew,
+            staffing=self._staffing,
+            incidents=self.incidents,
+            free_within_s=self.means.free_within_s,
+        )
 
     def to_the_end(self) -> Outcome:
         """Until a generation ends as asked. The crew's processes are ready.
@@ -89,45 +101,49 @@ class Generations:
         job = self.run.job
         roster = first_roster(self.crew.ready, self.means.needs.workers)
         write_run_info(self.run, roster.places())
+        over = False
         try:
             while True:
                 try:
-                    return self._one(roster, job)
+                    outcome = self._one(roster, job)
                 except WorkersFailed as error:
                     roster, job = self._recover(roster, error.failures)
-                    self._number += 1
+                else:
+                    over = outcome.kind != "regrouped"
+                    if over:
+                        self._free_memory()
+                        return outcome
+                    roster, job = self._regroup(roster)
+                self._number += 1
         finally:
+            self._replicas.close(clean=over)
             self.agents.remove(self.memory_folder)
+            self._telling.close()
+
+    def _free_memory(self) -> None:
+        """The last checkpoint is on disk. Ranks have removed their own snapshots; hosts that had
+        ranks earlier may hold more."""
+        for folder in folders_in_memory(self.run.folder.root, self.run.job.keep.dir):
+            self.agents.remove(str(folder))
 
     def _one(self, roster: Roster, job: JobConfig) -> Outcome:
         places = roster.places()
+        self._working = frozenset(member.number for member in roster.members)
         group = WorkerGroup(places, [self.crew.actor(member) for member in roster.members])
-        waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
+        waiting = self.phases.begin("starting", deadline_s=_ANSWER_S)
         port = group.port(waiting)
-        specs = {
-            place.rank: RankSpec(
-                environment=RankEnvironment(
-                    rank=place.rank,
-                    world_size=len(places),
-                    local_rank=place.local_rank,
-                    local_world_size=place.local_world_size,
-                    host=place.host,
-                    master_address=places[0].address,
-                    master_port=port,
-                    device_type="cuda" if self.means.needs.gpus else "cpu",
-                    threads=self.means.threads,
-                    device_index=place.device,
-                    generation=self._number,
-                    islands=self._islands,
-                ),
-                project=self.project,
-                job=job,
-                explicit=self.explicit,
-                memory_folder=self.memory_folder,
-            )
-            for place in places
-        }
-        processes = group.processes(waiting)
+        specs = specs_of(
+            places,
+            port=port,
+            generation=self._number,
+            means=self.means,
+            job=job,
+            project=self.project,
+            explicit=self.explicit,
+            memory_folder=self.memory_folder,
+            islands=self._islands.numbers,
+        )
+        processes = {rank: member.process for rank, member in enumerate(roster.members)}
         self.incidents.began(self._number, places, processes)
         watching = Watching(
             self.watchdog,
@@ -141,21 +157,48 @@ class Generations:
             view=self.view,
             events=self.run.folder.events,
         )
+        self._replicas.begin(places)
         group.begin(self.run.work, specs, self.run.folder, waiting)
         controller = Controller(
             group=group,
             limits=self.means.limits,
             view=self.view,
             stop=self.stop,
-            events=self.run.folder.events,
             progress=self._progress,
             watching=watching,
-            on_step=self.incidents.step,
+            on_step=self._step,
+            on_poll=self._tend,
+            more_ranks=lambda: self._more_than(len(places)),
         )
         try:
             return controller.supervise()
         finally:
             self.phases.current = controller.phase
+
+    def _more_than(self, ranks: int) -> bool:
+        """Whether more ranks than these could go on; looks for room while they train."""
+        if self.run.job.parallel.island != 1:
+            return False  # Islands stop at steps of their own.
+        ready = self._staffing.grow(
+            ranks=ranks, wanted=self.means.needs.workers, rest_s=self._rest_s
+        )
+        return (
+            ready > ranks
+            and largest_job(self._job(), at_most=ready, at_least=ranks + 1) is not None
+        )
+
+    def _regroup(self, before: Roster) -> tuple[Roster, JobConfig]:
+        """More ranks go on, without a fault."""
+        job, ranks = self._await_enough(before)
+        self._tell_change(before, ranks)
+        return next_roster(self.crew.ready, before, ranks), job
+
+    def _tell_change(self, before: Roster, ranks: int) -> None:
+        if ranks == len(before.members):
+            return
+        self._staffing.changed(fewer=ranks < len(before.members))
+        self.incidents.layout_changed(len(before.members), ranks)
+        self.view.warning(f"going on with {ranks} ranks instead of {len(before.members)}")
 
     def _recover(self, before: Roster, failures: Sequence[Failure]) -> tuple[Roster, JobConfig]:
         """Who goes on, and with what. Raises WorkersFailed or GaveUp where nobody does."""
@@ -173,61 +216,41 @@ class Generations:
             "going on from the last step that all ranks have"
         )
         self._sleep(pause_s(faults, allowance))
-        lost = self._lost(before, failures)
+        lost = self._losses.among(before, failures)
         for member in lost:
-            self.crew.dismiss(member)
-            self._start_in_place_of(member)
+            self._replace(member)
+        silent = unanswering(self.crew.actors(self.crew.ready), within_s=_ANSWER_S)
+        for member in (one for one in self.crew.ready if one.number in silent):
+            lost.append(member)
+            self._replace(member)
         job, ranks = self._await_enough(before)
-        going = self._with_islands(before, lost, job, ranks)
-        if ranks != len(before.members):
-            self.incidents.layout_changed(len(before.members), ranks)
-            self.view.warning(f"going on with {ranks} ranks instead of {len(before.members)}")
+        going = self._islands.settle(
+            before, lost, self.crew.ready, job=job, ranks=ranks, host_lost=self._staffing.is_lost
+        )
+        self._tell_change(before, ranks)
         return next_roster(going, before, ranks), job
 
-    def _lost(self, before: Roster, failures: Sequence[Failure]) -> list[Member]:
-        """Processes that are gone, or still blocked in the work that failed."""
-        gone = {f.rank for f in failures if f.kind != "raised"}
-        members = dict(enumerate(before.members))
-        lost_hosts = {members[f.rank].node_id for f in failures if f.host_lost}
-        self._lost_nodes |= lost_hosts
-        gone |= {rank for rank, member in members.items() if member.node_id in lost_hosts}
-        watches = {
-            self.crew.actor(member).watch.remote(): rank
-            for rank, member in members.items()
-            if rank not in gone
-        }
-        if watches:
-            _, blocked = ray.wait(
-                list(watches), num_returns=len(watches), timeout=self.means.free_within_s
-            )
-            gone |= {watches[ref] for ref in blocked}
-        return [members[rank] for rank in sorted(gone)]
+    def _step(self, record: dict[str, Any]) -> None:
+        self._rest_s = float(record["eta_s"])
+        self.incidents.step(record)
+        self._replicas.step(record)
+        self._telling.step()
 
-    def _with_islands(
-        self, before: Roster, lost: Sequence[Member], job: JobConfig, ranks: int
-    ) -> Sequence[Member]:
-        """Settle which islands go on; the processes that may have ranks, rather theirs."""
-        count = self.run.job.parallel.island
-        if job.parallel.island == count:
-            self._islands = ()
-            return self.crew.ready
-        islands = self._islands or tuple(range(count))
-        size = len(before.members) // len(islands)
-        had = {m.number: islands[rank // size] for rank, m in enumerate(before.members)}
-        self._islands = islands_left(
-            count,
-            islands,
-            without_host={had[m.number] for m in lost if m.node_id in self._lost_nodes},
-            broken={had[m.number] for m in lost},
-            count=job.parallel.island,
-        )
-        going = [m for m in self.crew.ready if had.get(m.number, -1) in (-1, *self._islands)]
-        return going if len(going) >= ranks else self.crew.ready
+    def _tend(self) -> None:
+        """Have spares made ready, and those replaced that died; waits for nothing."""
+        self._telling.poll()
+        self._staffing.advance(timeout_s=0.0)
+        spares = [m for m in self.crew.ready if m.number not in self._working]
+        gone = self._idle.gone(self.crew.actors(spares))
+        for lost in (spare for spare in spares if spare.number in gone):
+            self.incidents.spare_lost(lost.host, lost.number)
+            self._replace(lost)
 
-    def _start_in_place_of(self, lost: Member) -> None:
-        for node in living_nodes(ray.nodes()):
-            if node.node_id == lost.node_id and node.node_id not in self._lost_nodes:
-                self.crew.start(node, lost.bundle)
+    def _replace(self, lost: Member) -> None:
+        """End a process, also one that is stopped, and start another there."""
+        self.agents.end(lost.node_id, lost.process)
+        self.crew.dismiss(lost)
+        self._staffing.replace(lost)
 
     def _await_enough(self, before: Roster) -> tuple[JobConfig, int]:
         """Wait for processes that are starting, while they may still make the run whole again."""
@@ -235,8 +258,7 @@ class Generations:
         began_s = time.monotonic()
         waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
         while True:
-            for failure in self.crew.advance(timeout_s=_POLL_S):
-                self.view.warning(f"{failure.host}: a new process did not start: {failure.error}")
+            self._staffing.advance(timeout_s=_POLL_S)
             ready = len(self.crew.ready)
             missing = f"{wanted - ready} of {wanted} ranks are to be replaced"
             patient = time.monotonic() - began_s < self.means.replace_within_s
@@ -251,6 +273,7 @@ class Generations:
             )
             if found is not None:
                 return found
+            self._staffing.refill(lost_too=False)
             if waiting.overrun(missing):
                 raise WorkersFailed([self.incidents.faults[-1].failure])
             time.sleep(_POLL_S)

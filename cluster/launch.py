@@ -14,6 +14,8 @@ from cluster.exit_record import (
     write_exit,
 )
 from cluster.failure import GaveUp, WorkersFailed, first_failure
+from cluster.host_memory import GIB
+from cluster.memory_folder import folders_in_memory, held_bytes
 from cluster.reading import Outcome
 from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
@@ -87,7 +89,7 @@ def launch(
 
 def to_the_end(run: Run, view: RunView) -> ExitCode:
     """Conduct the run, then record and show how it ended."""
-    began_s = time.time()
+    began_s = time.monotonic()
     with StopSignals() as stop:
         # Ray reads its variables when it is first imported: after they are set, and not above.
         from cluster.session import conduct
@@ -104,7 +106,7 @@ def to_the_end(run: Run, view: RunView) -> ExitCode:
         except OSError as error:
             told = error_of_system(error, run.folder)
             return fail(record_of_driver(told, phases.current, now_s=time.time()), run, view)
-    return succeed(outcome, run, view, elapsed_s=time.time() - began_s)
+    return succeed(outcome, run, view, elapsed_s=time.monotonic() - began_s)
 
 
 def nothing_left(job: JobConfig, resume: Resume, folder: RunFolder) -> bool:
@@ -173,6 +175,7 @@ def fail(record: ExitRecord, run: Run, view: RunView) -> ExitCode:
     """Show and record a run that ended otherwise: a full disk must not hide what happened."""
     log = None if record.rank is None else str(run.folder.log("worker", record.rank))
     view.failed(record.as_dict() | {"log": log})
+    warn_of_memory(run, view)
     record_exit(record, run.folder, view)
     try:
         append_event(
@@ -188,6 +191,17 @@ def fail(record: ExitRecord, run: Run, view: RunView) -> ExitCode:
     except OSError as error:
         view.warning(f"{run.folder.events} lacks this failure: {error}")
     return record.code
+
+
+def warn_of_memory(run: Run, view: RunView) -> None:
+    """Say what stays in this host's memory for the next start, and how to free it."""
+    folders = folders_in_memory(run.folder.root, run.job.keep.dir)
+    held_gib = sum(held_bytes(path) for path in folders) / GIB
+    if held_gib:
+        view.warning(
+            f"{held_gib:.2g} GiB of snapshots stay in this host's memory: the same command goes on "
+            f"from them, `braid clean {run.folder.root}` frees them"
+        )
 
 
 def record_of_outcome(outcome: Outcome) -> ExitRecord:

@@ -42,6 +42,7 @@ class RankControl:
     def __init__(self) -> None:
         self.status = Status()
         self._stop = threading.Event()
+        self._regroup = threading.Event()
         self._lock = threading.Lock()
         self._reports: deque[dict[str, Any]] = deque(maxlen=REPORTS_KEPT)
 
@@ -52,6 +53,14 @@ class RankControl:
     def should_stop(self) -> bool:
         """Whether it was asked."""
         return self._stop.is_set()
+
+    def request_regroup(self) -> None:
+        """Ask the training thread to end at a step that is in memory."""
+        self._regroup.set()
+
+    def should_regroup(self) -> bool:
+        """Whether it was asked."""
+        return self._regroup.is_set()
 
     def report(self, record: dict[str, Any]) -> None:
         """Hand over what one step measured. The training thread calls it."""

@@ -1,5 +1,7 @@
 """Step reports as Ray metrics, which Ray exports to Prometheus with the prefix `ray_`."""
 
+from collections.abc import Callable
+
 from ray.util.metrics import Gauge
 
 from trainer.metrics import StepReport
@@ -53,3 +55,32 @@ class RayMetricsSink:
 
     def close(self) -> None:
         """Nothing is buffered."""
+
+
+SINCE_STEP = "trainer_seconds_since_last_step"
+
+
+class SinceStep:
+    """A gauge of the driver: it goes on rising while the ranks stand still or are gone."""
+
+    def __init__(self, *, run: str, project: str, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic."""
+        tags = {"run": run, "project": project, "role": "driver"}
+        self.gauge = Gauge(
+            SINCE_STEP,
+            description="Seconds since the last step, or since the driver began.",
+            tag_keys=tuple(tags),
+        )
+        self.gauge.set_default_tags(tags)
+        self._clock = clock
+        self._step_s = clock()
+
+    def step(self) -> None:
+        """A step is done."""
+        self._step_s = self._clock()
+
+    def update(self) -> float:
+        """Set the gauge; what it is set to."""
+        seconds = self._clock() - self._step_s
+        self.gauge.set(seconds)
+        return seconds

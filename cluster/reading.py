@@ -11,7 +11,7 @@ class Outcome:
     """How training ended in one process."""
 
     kind: str
-    """`finished` or `stopped`."""
+    """`finished`, `stopped` or `regrouped`: others go on from what is in memory."""
 
     step: int
     checkpoint: str | None

@@ -1,15 +1,11 @@
 """One run folder, one driver: a lock that lasts as long as the driver's process at most."""
 
-import errno
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
 
 from trainer.errors import RecipeError, ResourceError
+from trainer.folder_lock import try_lock
 from trainer.run_folder import RunFolder
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -28,20 +24,9 @@ def held(folder: RunFolder) -> Iterator[None]:
             "can be written"
         ) from error
     with file:
-        if not _locked(file):
+        if not try_lock(file):
             raise RecipeError(
                 f"another driver is running in the run folder {folder.root}; wait for its end or "
                 "stop it, or choose another run.name"
             )
         yield
-
-
-def _locked(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True

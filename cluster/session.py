@@ -12,7 +12,8 @@ from cluster.config import ClusterConfig
 from cluster.controller import Limits
 from cluster.crew import Crew
 from cluster.failure import WorkersFailed
-from cluster.generations import Generations, Means
+from cluster.generations import Generations
+from cluster.means import Means
 from cluster.placement import nodes_of_bundles, reserved
 from cluster.preflight import GIB, Needs, Node, check_capacity, check_nodes, fits, living_nodes
 from cluster.probe import ask_nodes, versions
@@ -27,6 +28,7 @@ from cluster.view import RunView
 from cluster.waiting import Phases, Waiting
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import InfrastructureError
+from trainer.keeping.config import KeepingConfig
 from trainer.reads import ReadLog, require_read
 
 CHECKING_S = 60.0
@@ -42,7 +44,7 @@ class Settings:
     placing_s: float
 
 
-def settings_of(config: ClusterConfig, recovery: RecoveryConfig) -> Settings:
+def settings_of(config: ClusterConfig, recovery: RecoveryConfig, keep: KeepingConfig) -> Settings:
     """What the sections say, in the words of this package."""
     return Settings(
         means=Means(
@@ -57,7 +59,6 @@ def settings_of(config: ClusterConfig, recovery: RecoveryConfig) -> Settings:
             limits=Limits(
                 phases_s=deadlines_by_phase(config.deadlines),
                 stop_grace_s=config.stop_grace_s,
-                memory_alarm_steps=config.memory_alarm_steps,
             ),
             starting_s=config.deadlines.starting_s,
             allowance=Allowance(
@@ -68,6 +69,11 @@ def settings_of(config: ClusterConfig, recovery: RecoveryConfig) -> Settings:
             replace_within_s=recovery.replace_within_s,
             free_within_s=recovery.free_within_s,
             min_workers=min(recovery.min_workers, config.num_workers),
+            cordon_after=recovery.cordon_after,
+            cordon_window_s=recovery.cordon_window_s,
+            grow=recovery.grow,
+            grow_after_s=recovery.grow_after_s,
+            replica_share=keep.replica_share,
         ),
         address=config.address,
         placing_s=config.deadlines.placing_s,
@@ -82,7 +88,9 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
     """
     reads = ReadLog()
     settings = settings_of(
-        reads.watch(run.cluster, "cluster."), reads.watch(run.recovery, "recovery.")
+        reads.watch(run.cluster, "cluster."),
+        reads.watch(run.recovery, "recovery."),
+        reads.watch(run.job.keep, "keep."),
     )
     project = reads.watch(run.job.run, "run.").project
     explicit = run.explicit()

@@ -27,6 +27,7 @@ def train_rank(spec: RankSpec, control: RankControl) -> Outcome:
         explicit=spec.explicit,
         sinks=sinks_of(spec) if first else [],
         should_stop=control.should_stop,
+        should_regroup=control.should_regroup,
         host_memory_gib=host_memory_gib,
         on_report=on_report,
         board=Path(spec.board),

@@ -10,10 +10,11 @@ from typing import Any
 from cluster.agents import Agents
 from cluster.failure import Failure
 from cluster.host_agent import Target
-from cluster.reading import Place
+from cluster.reading import Place, Reading
 from cluster.view import RunView
-from cluster.watchdog.evidence import ClusterEvidence, LossPoint, RankEvidence
+from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
 from cluster.watchdog.finding import Finding
+from cluster.watchdog.silences import Silences
 from cluster.watchdog.stacks import sentences
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import ExitCode
@@ -35,6 +36,7 @@ _EVENTS = {
     "slow-communication": "link_slow",
     "loss-jump": "loss_spike",
     "not-finite": "loss_not_finite",
+    "memory-slope": "memory_slope",
 }
 
 
@@ -73,13 +75,28 @@ class Watching:
         agents.open(list(self._targets))
         self._seen: dict[int, RankEvidence] = {}
         self._heard_s = dict.fromkeys(self._ranks, clock())
+        self._silences = Silences()
         self._losses: list[LossPoint] = []
+        self._memory: dict[str, HostMemory] = {}
+        self._step = 0
         self._told: set[tuple[str, int | None, str | None]] = set()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """A step was reported."""
+        self._step = record["step"]
         self._losses.append(
             LossPoint(step=record["step"], loss=record["loss"], grad_norm=record["grad_norm"])
+        )
+
+    def memory(self, reading: Reading) -> None:
+        """A rank told how much memory it and its host hold."""
+        host, own = self._ranks[reading.rank].place.host, reading.memory
+        before = self._memory.get(host)
+        held = {} if before is None else dict(before.ranks_bytes)
+        self._memory[host] = HostMemory(
+            used_bytes=own.host_used_bytes,
+            total_bytes=own.host_total_bytes,
+            ranks_bytes=held | {reading.rank: own.process_bytes},
         )
 
     def poll(self) -> list[Failure]:
@@ -89,6 +106,10 @@ class Watching:
         for found in self._agents.observe(self._targets).values():
             self._seen.update(found)
             self._heard_s.update(dict.fromkeys(found, now_s))
+        for rank, own in self._ranks.items():
+            if self._agents.is_starting(own.place.node_id):
+                self._heard_s[rank] = now_s
+        self._tell_silences(now_s)
         evidence = ClusterEvidence(
             now_s=now_s,
             ranks={
@@ -99,10 +120,30 @@ class Watching:
                 for rank, own in self._ranks.items()
             },
             losses=tuple(self._losses),
+            memory=dict(self._memory),
         )
         self._losses.clear()
         self._watchdog.observe(evidence)
         return [f for finding in self._watchdog.findings for f in self._act(finding)]
+
+    def _tell_silences(self, now_s: float) -> None:
+        """Say which host is out of reach while nothing is done about it yet."""
+        heard_s: dict[str, float] = {}
+        for rank, own in self._ranks.items():
+            host = own.place.host
+            heard_s[host] = max(self._heard_s[rank], heard_s.get(host, 0.0))
+        silent = {host: now_s - at_s for host, at_s in heard_s.items()}
+        for silence in self._silences.add(silent):
+            again = f"{silence.host} is heard of again, after {silence.seconds:.1f} s"
+            cause = f"nothing was heard of {silence.host} for {silence.seconds:.1f} s"
+            append_event(
+                self._events,
+                now_s=time.time(),
+                kind="host_heard" if silence.over else "host_silent",
+                step=self._step,
+                host=silence.host,
+                cause=again if silence.over else cause,
+            )
 
     def _act(self, finding: Finding) -> list[Failure]:
         if finding.kind not in ("lost", "hang"):
@@ -163,9 +204,9 @@ class Watching:
         )
 
     def _tell(self, finding: Finding) -> None:
-        """Say it once per generation."""
+        """Say it once per generation; memory is said as often as it is found."""
         key = (finding.cause, finding.rank, finding.host)
-        if key in self._told:
+        if key in self._told and finding.kind != "memory":
             return
         self._told.add(key)
         self._view.warning(f"step {finding.step}: {finding.title}: {finding.evidence[0]}")

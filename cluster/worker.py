@@ -49,8 +49,8 @@ class TrainWorker:
         """GPUs that Ray gave to this process."""
         return [str(device) for device in ray.get_gpu_ids()]
 
-    def prepare(self, work: str, devices: list[str]) -> None:
-        """Import the work, `module:function`.
+    def prepare(self, work: str, devices: list[str]) -> int:
+        """Import the work, `module:function`; number of this process on its host.
 
         `devices` are the GPUs of all workers of this host: each sees them all, since direct copies
         between two GPUs need both in sight.
@@ -58,6 +58,7 @@ class TrainWorker:
         if devices:
             replace("CUDA_VISIBLE_DEVICES", ",".join(devices))
         load(work)
+        return os.getpid()
 
     def port(self) -> int:
         """A port of this host that is free now."""
@@ -97,7 +98,7 @@ class TrainWorker:
             rank=self._spec.environment.rank,
             phase=moment.phase,
             step=moment.step,
-            elapsed_s=time.time() - moment.since_s,
+            elapsed_s=time.monotonic() - moment.since_s,
             memory=read_memory(),
             reports=self._control.take_reports(),
             outcome=self._outcome(),
@@ -107,6 +108,10 @@ class TrainWorker:
     def request_stop(self) -> None:
         """Ask the training thread to save and end."""
         self._control.request_stop()
+
+    def request_regroup(self) -> None:
+        """Ask the training thread to end at a step that is in memory, for others to go on."""
+        self._control.request_regroup()
 
     def _outcome(self) -> Outcome | None:
         work = self._work

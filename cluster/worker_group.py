@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
-from cluster.calls import end_of_process, gather, plain_lines
+from cluster.calls import end_of_process, plain_lines, unanswered
 from cluster.exit_record import LAST_LINES
 from cluster.failure import Failure, WorkersFailed, failure_of
 from cluster.rank import RankSpec
@@ -37,7 +37,8 @@ class WorkerGroup:
         self.places = tuple(places)
         self._actors = dict(enumerate(actors))
         self._moments = {
-            place.rank: Moment(phase="starting", step=0, since_s=time.time()) for place in places
+            place.rank: Moment(phase="starting", step=0, since_s=time.monotonic())
+            for place in places
         }
         self._dropped: set[int] = set()
         self._asked: dict[ray.ObjectRef[Any], int] = {}
@@ -47,18 +48,12 @@ class WorkerGroup:
         """A free port of rank 0's host. Raises as `begin` does."""
         return int(self._gather({0: self._actors[0].port.remote()}, waiting)[0])
 
-    def processes(self, waiting: Waiting) -> dict[int, int]:
-        """Number of each rank's process on its host. Raises as `begin` does."""
-        return self._gather(
-            {rank: actor.process.remote() for rank, actor in self._actors.items()}, waiting
-        )
-
     def begin(
         self, work: str, specs: Mapping[int, RankSpec], folder: RunFolder, waiting: Waiting
     ) -> None:
         """Start the work on all ranks; the specs are by rank.
 
-        Raises WorkersFailed, InfrastructureError after the deadline.
+        Raises WorkersFailed, also for ranks that have not answered when `waiting` is over.
         """
         self._gather(
             {
@@ -99,7 +94,7 @@ class WorkerGroup:
                 failures.append(answer)
             elif answer is not None:
                 readings.append(answer)
-                moment = Moment(phase=answer.phase, step=answer.step, since_s=time.time())
+                moment = Moment(phase=answer.phase, step=answer.step, since_s=time.monotonic())
                 self._moments[answer.rank] = moment
         return Answers(readings=tuple(readings), failures=tuple(failures))
 
@@ -107,6 +102,11 @@ class WorkerGroup:
         """Ask all workers to save and end; does not wait for that."""
         refs = [actor.request_stop.remote() for actor in self._actors.values()]
         ray.wait(refs, num_returns=len(refs), timeout=_STOP_CALL_S)
+
+    def request_regroup(self) -> None:
+        """Ask all workers to end at a step that is in memory; does not wait."""
+        for actor in self._actors.values():
+            actor.request_regroup.remote()
 
     def drop(self, rank: int) -> None:
         """Ask this rank nothing more; it failed."""
@@ -116,12 +116,30 @@ class WorkerGroup:
         def describe(rank: int) -> str:
             return f"rank {rank} on {self.places[rank].host}"
 
-        done = gather(refs, waiting, describe)
-        values = {rank: self._settle(ref, rank) for rank, ref in done.items()}
+        silent = unanswered(refs, waiting, describe)
+        values = {
+            rank: self._silence(self.places[rank], waiting)
+            if rank in silent
+            else self._settle(ref, rank)
+            for rank, ref in refs.items()
+        }
         failures = [value for value in values.values() if isinstance(value, Failure)]
         if failures:
             raise WorkersFailed(failures)
         return values
+
+    def _silence(self, place: Place, waiting: Waiting) -> Failure:
+        return Failure(
+            kind="hung",
+            rank=place.rank,
+            host=place.host,
+            phase=waiting.phase,
+            step=0,
+            error=f"the process was ready and has not answered for {waiting.elapsed_s:.0f} s",
+            exit_code=ExitCode.INFRASTRUCTURE,
+            time_s=time.time(),
+            detected_s=waiting.elapsed_s,
+        )
 
     def _settle(self, ref: "ray.ObjectRef[Any]", rank: int) -> Any:
         """The answer, or the Failure that came instead; None where it is to be asked again."""

@@ -216,7 +216,7 @@ def _shard_apart(
         gradients=layout.shard_gradients or layout.shard,
         optimizer=layout.shard,
     )
-    mesh = build_hierarchy_mesh(widths, meshes.dense.device_type, layout.islands())
+    mesh = build_hierarchy_mesh(widths, meshes.dense.device_type, meshes.lines)
     sharding = HierarchicalSharding(
         model,
         blocks=blocks,

@@ -1,5 +1,6 @@
 """Named axes over process groups."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.distributed import ProcessGroup
@@ -16,6 +17,9 @@ class Meshes:
     dense: DeviceMesh
     """Axes (pp, replica, shard, tp)."""
 
+    lines: tuple[tuple[int, ...], ...]
+    """The ranks of each island from fast links to slow, for states of different widths."""
+
     experts: DeviceMesh
     """Axes (pp, replica, expert_shard, ep, tp): `shard` is expert_shard × ep."""
 
@@ -25,8 +29,11 @@ class Meshes:
         return mesh.get_group(axis)
 
 
-def build_mesh(layout: Layout, device_type: str) -> Meshes:
+def build_mesh(
+    layout: Layout, device_type: str, lines: Sequence[Sequence[int]] | None = None
+) -> Meshes:
     """The meshes of a layout, their communicators made at once. All ranks call it after joining.
+    `lines` name each island's ranks from fast links to slow; left out, neighbours are close.
 
     Communicators are made here, while memory is free, and not at the first collective.
     """
@@ -38,10 +45,11 @@ def build_mesh(layout: Layout, device_type: str) -> Meshes:
         root = init_device_mesh(
             device_type, (layout.island, *sizes), mesh_dim_names=("island", *names)
         )
+    near = tuple(map(tuple, layout.islands() if lines is None else lines))
     # Both from one root: parameters cut over `ep` or `tp` can then be sharded by FSDP2 as well.
     at = root.ndim - 2
     cut = root._unflatten(at, (layout.shard // layout.ep, layout.ep), ("expert_shard", "ep"))
     if layout.island == 1:
-        return Meshes(layout=layout, dense=root, experts=cut)
+        return Meshes(layout=layout, lines=near, dense=root, experts=cut)
     experts = cut["pp", "replica", "expert_shard", "ep", "tp"]
-    return Meshes(layout=layout, dense=root[names], experts=experts)
+    return Meshes(layout=layout, lines=near, dense=root[names], experts=experts)

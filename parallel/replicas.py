@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from comms.compression.config import CompressionConfig, StepChoice, steady
-from comms.compression.exchange import Exchange
+from comms.compression.exchange import Exchange, RingOrder
 from comms.compression.flat import FlatGradient
 from comms.compression.runner import Pending
 from comms.groups import own_group
@@ -79,6 +79,11 @@ class Replicas:
     def choose(self, choice: StepChoice) -> None:
         """How the next step's gradients are sent; the same on all ranks."""
         self.exchange.set_method(choice)
+
+    def order_rings(self, order: RingOrder) -> None:
+        """Let messages between hosts pass them in another order from now on. All ranks call it
+        alike, between two steps."""
+        self.exchange.order_ring(order)
 
     def settle(self, *, commit: bool) -> None:
         """Keep what the step left unsent, or go back to before the step. Called once all ranks

@@ -12,6 +12,7 @@ _DERIVED = "train.max_tokens_per_device"
 
 ALIASES: dict[str, str] = {
     # model
+    "memory_alarm_steps": "watchdog.memory_horizon_steps",
     "model_name_or_path": "model.path",
     "base_model": "model.path",
     "model_name": "model.path",
@@ -122,6 +123,14 @@ ALIASES: dict[str, str] = {
     "lr_scheduler_type": "sched.name",
     "lr_decay_style": "sched.name",
     "min_lr": "sched.min_lr_ratio",
+    # numeric
+    "check_for_nan_in_loss_and_grad": "numeric.on_nan",
+    "terminate_on_nan": "numeric.on_nan",
+    "detect_anomaly": "numeric.on_nan",
+    "check_for_spiky_loss": "numeric.on_spike",
+    "spike_detection": "numeric.on_spike",
+    "skip_batches": "numeric.skip_steps",
+    "iterations_to_skip": "numeric.skip_steps",
     # parallel, cluster
     "dp": "parallel.replica",
     "ddp": "parallel.replica",

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from recipes.bundled import FOLDER, bundled_recipes
-from recipes.fault_commands import drill, top
+from recipes.fault_commands import clean, drill, top
 from recipes.load import LoadedRecipe, load_recipe
 from recipes.options import WITH_OVERRIDES, AsJson, RecipeName, RunName, Step
 from recipes.printing import error_record, print_error, print_json, print_table
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 app.command(context_settings=WITH_OVERRIDES)(drill)
 app.command()(top)
+app.command()(clean)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

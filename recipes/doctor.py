@@ -98,6 +98,13 @@ def _hardware(machine: Machine) -> Iterator[Finding]:
             f"{gib(machine.shared_memory_bytes)} free",
             "" if roomy else "in a container, start it with --shm-size=1g",
         )
+    if machine.run_memory_bytes:
+        yield Finding(
+            "memory of runs",
+            "note",
+            f"{gib(machine.run_memory_bytes)} in /dev/shm/braid-*",
+            "`braid clean RUN` frees what a run that is over left for its next start",
+        )
     if machine.torch_problem is not None:
         yield Finding(
             "devices", "problem", f"torch does not import: {machine.torch_problem}", "reinstall it"

@@ -10,17 +10,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.drills.faults import FAULTS, Target
+from cluster.drills.disk import FillDisk
+from cluster.drills.faults import FAULTS, Fault, Target
+from cluster.drills.host_faults import HOST_FAULTS, HostPair, pair_for
 from cluster.drills.judge import Planted, Verdict, judge
+from recipes.load import load_recipe
 from trainer.config import RunConfig
 from trainer.errors import InfrastructureError, RecipeError
+from trainer.numeric.planted import Planted as PlantedGradient
+from trainer.numeric.planted import write_planted
 from trainer.run_folder import RunFolder
 
 _POLL_S = 0.02
+
+PREPARED = ("fill-disk", "nan")
+"""Drills whose faults need something before the run starts."""
+
+
+class WrongGradient:
+    """A fault that the run plants itself, as its folder asks for it."""
+
+    def plant(self, target: Target) -> None:
+        """It was, before the run started."""
+
+    def remove(self) -> None:
+        """Nothing is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +58,28 @@ class Drill:
     limit_s: float
     """Longest time of one run."""
 
+    cut_s: float = 3.0
+    """How long a link is cut."""
+
+    hosts: HostPair | None = None
+    """Where both run, for a fault of hosts; None on this machine as it is."""
+
 
 def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
     """Run both and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
-    undisturbed run fails or the fault could not be planted."""
-    if plan.name not in FAULTS:
-        raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(sorted(FAULTS))}")
+    undisturbed run fails or the fault could not be planted, ResourceError where a drill of hosts
+    cannot make two of them."""
+    if plan.name in HOST_FAULTS:
+        config = load_recipe(plan.recipe, plan.overrides).recipe.cluster
+        with pair_for(config) as hosts:
+            return _drill(replace(plan, hosts=hosts))
+    known = sorted({*FAULTS, *HOST_FAULTS, *PREPARED})
+    if plan.name not in known:
+        raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(known)}")
+    return _drill(plan)
+
+
+def _drill(plan: Drill) -> tuple[Verdict, RunFolder]:
     whole = _folder(plan, "undisturbed")
     code = _start(plan, "undisturbed").wait(plan.limit_s)
     if code != 0:
@@ -53,23 +87,32 @@ def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
             f"the undisturbed run ended with code {code}; see {whole.root} and mend that first"
         )
     broken = _folder(plan, plan.name)
-    planted = _disturb(plan, broken)
+    planted = _disturb(plan, broken, _prepared(plan, whole, broken))
     return judge(planted, _lines(broken.events), _losses(broken), _losses(whole)), broken
 
 
-def _disturb(plan: Drill, folder: RunFolder) -> Planted:
+def _prepared(plan: Drill, whole: RunFolder, folder: RunFolder) -> Fault:
+    """The fault, with what it needs before the run starts."""
+    if plan.hosts is not None:
+        return HOST_FAULTS[plan.name](plan.hosts, plan.cut_s)
+    if plan.name == "nan":
+        rank = _target(plan, whole, 0).rank
+        gradient = PlantedGradient(step=plan.at_step + 1, rank=rank, factor="nan")
+        write_planted(folder.planted, gradient)
+        return WrongGradient()
+    if plan.name == "fill-disk":
+        disk = FillDisk()
+        disk.prepare(whole, folder)
+        return disk
+    return FAULTS[plan.name]()
+
+
+def _disturb(plan: Drill, folder: RunFolder, fault: Fault) -> Planted:
     run = _start(plan, plan.name)
-    fault = FAULTS[plan.name]()
     try:
         _await_step(plan, folder, run)
         target = _target(plan, folder, run.pid)
-        planted = Planted(
-            drill=plan.name,
-            at_s=time.time(),
-            step=_losses(folder)[-1][0],
-            rank=None if plan.name == "kill-controller" else target.rank,
-            host=target.host,
-        )
+        planted = _planted(plan, folder, target)
         fault.plant(target)
         run.wait(plan.limit_s)
         if plan.name == "kill-controller":
@@ -83,6 +126,22 @@ def _disturb(plan: Drill, folder: RunFolder) -> Planted:
         fault.remove()
         run.kill()
     return planted
+
+
+def _planted(plan: Drill, folder: RunFolder, target: Target) -> Planted:
+    """A fault that comes now, or came in the step after `at_step`."""
+    ended_s = {line["step"]: line["time"] for line in _lines(folder.metrics)}
+    step = plan.at_step if plan.name == "nan" else max(ended_s)
+    nobody = plan.hosts is not None or plan.name in ("kill-controller", "fill-disk")
+    host = target.host if plan.hosts is None else plan.hosts.names[1]
+    return Planted(
+        drill=plan.name,
+        at_s=ended_s[step] if plan.name == "nan" else time.time(),
+        step=step,
+        rank=None if nobody else target.rank,
+        host=None if plan.name == "fill-disk" else host,
+        link=None if plan.hosts is None or plan.name == "lose-host" else plan.hosts.names,
+    )
 
 
 def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") -> None:
@@ -117,15 +176,25 @@ def _folder(plan: Drill, name: str) -> RunFolder:
 def _start(plan: Drill, name: str) -> "subprocess.Popen[bytes]":
     folder = _folder(plan, name)
     folder.root.mkdir(parents=True, exist_ok=True)
-    with (folder.root / "drill.log").open("ab") as log:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
-                *(f"run.name={name}", f"run.dir={plan.folder}"),
-            ],
-            stdout=log,
-            stderr=log,
+    words = [
+        *(sys.executable, "-m", "recipes.cli", "run", plan.recipe, *plan.overrides),
+        *(f"run.name={name}", f"run.dir={plan.folder}"),
+        *_left_out(plan, name),
+    ]
+    if plan.hosts is not None:
+        return plan.hosts.head.popen(
+            [*words, f"cluster.address={plan.hosts.head.cluster}"], folder.root / "drill.log"
         )
+    with (folder.root / "drill.log").open("ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log)
+
+
+def _left_out(plan: Drill, name: str) -> list[str]:
+    """What makes both runs of a drill do without the same batch."""
+    if plan.name != "nan":
+        return []
+    skipped = [f"numeric.skip_steps=[{plan.at_step + 1}]"] if name == "undisturbed" else []
+    return ["numeric.on_nan=skip", *skipped]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -137,4 +206,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _losses(folder: RunFolder) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in _lines(folder.metrics)]
+    """Of the steps that were trained on."""
+    lines = _lines(folder.metrics)
+    return [(line["step"], line["loss"]) for line in lines if not line.get("skipped")]

@@ -9,7 +9,9 @@ import typer
 
 from recipes.options import AsJson, RecipeName, RunName
 from recipes.printing import print_json, print_table
+from recipes.wording import gib
 from trainer.errors import ExitCode
+from trainer.run_folder import RunFolder
 
 
 def drill(
@@ -19,6 +21,7 @@ def drill(
     at_step: Annotated[int, typer.Option(help="Step after which the fault comes.")] = 10,
     seed: Annotated[int, typer.Option(help="Chooses the rank.")] = 0,
     limit_s: Annotated[float, typer.Option(help="Longest time of each of the two runs.")] = 900.0,
+    cut_s: Annotated[float, typer.Option(help="How long cut-link cuts.")] = 3.0,
     folder: Annotated[Path | None, typer.Option(help="Where to keep both runs.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,6 +39,7 @@ def drill(
             at_step=at_step,
             seed=seed,
             limit_s=limit_s,
+            cut_s=cut_s,
         )
     )
     record = {**asdict(verdict), "run_dir": str(run.root)}
@@ -44,6 +48,23 @@ def drill(
     else:
         print_table(f"drill {name}", [(key, str(value)) for key, value in record.items()])
     raise typer.Exit(int(ExitCode.DONE if verdict.losses_equal else ExitCode.INFRASTRUCTURE))
+
+
+def clean(run: RunName, as_json: AsJson = False) -> None:
+    """Free the memory of this host that an ended run holds for its next start."""
+    from recipes.clean import clean as clean_run
+    from recipes.clean import other_hosts
+
+    folder = RunFolder(Path(run).expanduser().absolute())
+    freed = clean_run(folder)
+    others = other_hosts(folder)
+    if as_json:
+        print_json({"freed": {str(path): size for path, size in freed.items()}, "others": others})
+        return
+    rows = [(str(path), f"{gib(size)} freed") for path, size in freed.items()]
+    if others:
+        rows.append(("other hosts", f"run it there too: {', '.join(others)}"))
+    print_table(run, rows or [("memory", "nothing was held here")])
 
 
 def top(

@@ -20,6 +20,7 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig
 from trainer.errors import BraidError, InfrastructureError, RecipeError
 from trainer.keeping.config import KeepingConfig
+from trainer.numeric.config import NumericConfig
 
 RELATIVE_BOUND = 1e-5
 """On the losses of the first steps. One fp32 sum in another order differs by some 1e-7; updates
@@ -219,6 +220,7 @@ def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
         parallel=variant.parallel,
         checkpoint=CheckpointConfig(interval_steps=0, rehearse=False),
         keep=KeepingConfig(interval_steps=0),
+        numeric=NumericConfig(),
         comms=CommsConfig(),
     )
 

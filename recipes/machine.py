@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cluster.memory_folder import held_bytes
+
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -23,6 +25,9 @@ class Machine:
     memory_bytes: int
     shared_memory_bytes: int | None
     """Free space of /dev/shm, where Ray keeps objects."""
+
+    run_memory_bytes: int
+    """What runs, over or not, hold in shared memory."""
 
     run_dir: str
     run_dir_writable: bool
@@ -57,6 +62,7 @@ def look_at(
         shared_memory_bytes=(
             shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
         ),
+        run_memory_bytes=sum(held_bytes(path) for path in SHARED_MEMORY.glob("braid-*")),
         run_dir=str(run_dir),
         run_dir_writable=os.access(existing, os.W_OK | os.X_OK) and existing.is_dir(),
         run_dir_free_bytes=shutil.disk_usage(existing).free,

@@ -46,6 +46,7 @@ class Recipe(JobConfig):
             checkpoint=self.checkpoint,
             offload=self.offload,
             keep=self.keep,
+            numeric=self.numeric,
             comms=self.comms,
         )
 

@@ -12,23 +12,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cluster.recovery.incidents import INCIDENT_KINDS
+from recipes.clean import kept_in_memory
+from recipes.wording import gib
 from trainer.errors import RecipeError
 from trainer.run_folder import RunFolder
 
 _REFRESH_S = 0.5
 _TAIL_BYTES = 64 * 1024
-_INCIDENTS = (
-    "worker_lost",
-    "worker_hung",
-    "worker_failed",
-    "host_lost",
-    "straggler",
-    "link_slow",
-    "recovered",
-    "layout_changed",
-    "numeric_fault",
-    "memory_slope",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +27,7 @@ class RunState:
     """What is known of a run at one moment."""
 
     name: str
+    root: str
     ended: Mapping[str, Any] | None
     """exit.json; None while the run goes on."""
 
@@ -49,6 +41,9 @@ class RunState:
     ranks: tuple[Mapping[str, Any], ...]
     incidents: tuple[Mapping[str, Any], ...]
     """The last ones, oldest first."""
+
+    memory_bytes: int = 0
+    """What an ended run still holds in this host's memory."""
 
     def rows(self) -> list[tuple[str, str]]:
         """For people."""
@@ -65,6 +60,14 @@ class RunState:
             hosts.setdefault(rank["host"], []).append(str(rank["rank"]))
         rows += [(host, f"ranks {', '.join(ranks)}") for host, ranks in hosts.items()]
         rows += [(incident["kind"], _told(incident)) for incident in self.incidents]
+        if self.memory_bytes:
+            rows.append(
+                (
+                    "memory",
+                    f"{gib(self.memory_bytes)} of snapshots wait for the next start; "
+                    f"`braid clean {self.root}` frees them",
+                )
+            )
         return rows
 
     def _state(self) -> str:
@@ -86,12 +89,14 @@ def state_of(root: Path) -> RunState:
     ended = json.loads(folder.exit.read_text()) if folder.exit.exists() else None
     return RunState(
         name=root.name,
+        root=str(root),
         ended=ended,
         newest=newest[0] if newest else None,
         since_step_s=time.time() - newest[0]["time"] if newest else None,
         generation=started[0]["generation"] if started else 0,
         ranks=tuple(started[0]["ranks"]) if started else (),
-        incidents=tuple(e for e in events if e["kind"] in _INCIDENTS)[-10:],
+        memory_bytes=sum(kept_in_memory(folder).values()) if ended else 0,
+        incidents=tuple(e for e in events if e["kind"] in INCIDENT_KINDS)[-10:],
     )
 
 

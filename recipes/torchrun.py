@@ -134,7 +134,7 @@ def ignore(report: StepReport) -> None:
 
 
 def _train(loaded: LoadedRecipe, environment: RankEnvironment, folder: RunFolder) -> ExitCode:
-    view, status, began_s = PlainView(), Status(), time.time()
+    view, status, began_s = PlainView(), Status(), time.monotonic()
     try:
         with StopSignals() as stop:
             outcome = run_job(
@@ -160,7 +160,7 @@ def _train(loaded: LoadedRecipe, environment: RankEnvironment, folder: RunFolder
                 "step": outcome.step,
                 "checkpoint": outcome.checkpoint,
                 "run_dir": str(folder.root),
-                "elapsed_s": time.time() - began_s,
+                "elapsed_s": time.monotonic() - began_s,
             }
         )
     return code

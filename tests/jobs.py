@@ -73,13 +73,17 @@ def train_on_ranks(
     ranks: int,
     *,
     stop_after: int | None = None,
+    leave_after: int | None = None,
     explicit: dict[str, str] | None = None,
 ) -> tuple[Outcome, list[StepReport]]:
     """Run a job; how it ended, and rank 0's reports. Raises what a rank raised.
 
-    `stop_after` asks rank 0 to stop after that many steps of this process.
+    `stop_after` asks rank 0 to stop after that many steps of this process; `leave_after` to make
+    way for another set of ranks.
     """
-    workers, results = start_ranks(config, ranks, stop_after=stop_after, explicit=explicit)
+    workers, results = start_ranks(
+        config, ranks, stop_after=stop_after, leave_after=leave_after, explicit=explicit
+    )
     found: dict[int, Any] = {}
     while len(found) < ranks:
         rank, payload = results.get()
@@ -98,13 +102,14 @@ def start_ranks(
     ranks: int,
     *,
     stop_after: int | None = None,
+    leave_after: int | None = None,
     explicit: dict[str, str] | None = None,
 ) -> tuple[list[Any], Any]:
     """The processes of a job, and the queue on which each answers once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.main"])
     results = context.SimpleQueue()
-    arguments = (config, ranks, free_port(), stop_after, explicit or {}, results)
+    arguments = (config, ranks, free_port(), stop_after, leave_after, explicit or {}, results)
     workers = [
         context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(ranks)
     ]
@@ -119,6 +124,7 @@ def _work(
     ranks: int,
     port: int,
     stop_after: int | None,
+    leave_after: int | None,
     explicit: dict[str, str],
     results: Any,
 ) -> None:
@@ -132,6 +138,7 @@ def _work(
             sinks=[],
             # Asked in every step, before its report.
             should_stop=lambda: rank == 0 and len(reports) + 1 == stop_after,
+            should_regroup=lambda: rank == 0 and len(reports) + 1 == leave_after,
             host_memory_gib=lambda: 0.0,
             on_report=reports.append,
         )

@@ -22,6 +22,7 @@ from trainer.activation_setup import set_up_activations
 from trainer.activation_tiers import open_activations
 from trainer.activations import Activations
 from trainer.config import JobConfig, TrainConfig
+from trainer.host_map import HostMap, sharding_lines
 from trainer.memory import device_capacity_bytes
 from trainer.model.config import Architecture
 from trainer.model.hf_weights import load_hf_weights
@@ -89,7 +90,12 @@ class Assembly:
 
 
 def assemble(
-    config: JobConfig, environment: RankEnvironment, *, tokenizer_vocab: int, ledger: Ledger
+    config: JobConfig,
+    environment: RankEnvironment,
+    *,
+    tokenizer_vocab: int,
+    ledger: Ledger,
+    hosts: HostMap | None = None,
 ) -> Assembly:
     """Build on meta, spread, allocate, fill. All ranks call it, after joining.
 
@@ -100,7 +106,7 @@ def assemble(
     on_host = agreed_ranks_per_host(environment)
     layout = agree_on_layout(config, architecture, environment, ranks_per_host=on_host)
     dtype = compute_dtype(config.train, environment)
-    meshes = build_mesh(layout, environment.device_type)
+    meshes = build_mesh(layout, environment.device_type, sharding_lines(layout, hosts))
     replicas = _open_replicas(config, layout, ranks_per_host=on_host, ledger=ledger)
     spread = spread_decoder if layout.pp == 1 else spread_stages
     spreading = spread(config, architecture, meshes, dtype, ledger, on_host, replicas)

@@ -24,17 +24,22 @@ from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.feed import StepFeed
+from trainer.host_map import map_hosts
 from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
-from trainer.links import open_links
+from trainer.links import followers_of, open_links
 from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
+from trainer.numeric.guard import NumericGuard
+from trainer.numeric.opening import open_numeric
+from trainer.numeric.record import agreed_rollbacks
 from trainer.planner.batch import BatchArithmetic, batch_of
 from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
 from trainer.progress import Progress
-from trainer.resume import Restored, restore, share_of
+from trainer.restored import Restored, share_of
+from trainer.resume import restore
 from trainer.run_folder import RunFolder
 from trainer.saving import Saver, Snapshot
 from trainer.schedule import build_schedule
@@ -60,12 +65,16 @@ def build(
     require_same_data_everywhere(corpus, environment)
     folder = RunFolder.of(config.run)
     ledger = Ledger(recorder=recorder)
-    assembly = assemble(config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger)
+    hosts = map_hosts(environment)
+    assembly = assemble(
+        config, environment, tokenizer_vocab=tokenizer.vocab_size, ledger=ledger, hosts=hosts
+    )
     arithmetic = batch_of(config, environment.world_size)
     cursor = data_cursor(config, corpus, arithmetic)
     listeners.status.enter("loading")
     islands = open_islands(config, assembly, environment, recorder=recorder)
     group = side_group()
+    rollbacks = agreed_rollbacks(folder, environment, group)
     restored = restore(
         config.run.resume,
         folder=folder,
@@ -75,13 +84,16 @@ def build(
         cursor=cursor,
         islands=islands,
         find_snapshots=partial(find_own_snapshots, config.keep, folder, environment, group),
+        rollbacks=rollbacks,
     )
-    progress = Progress() if restored is None else restored.progress
+    progress = Progress(rollbacks=rollbacks) if restored is None else restored.progress
     describe_run = describer_of(assembly, environment, progress, cursor)
     memory, saver = open_savers(
         config, folder, environment, group, assembly, islands, restored, describe_run
     )
-    links = open_links(environment, assembly.layout, folder, step=progress.step)
+    numeric = open_numeric(config, folder, environment, group, assembly, saver, progress, islands)
+    followers = followers_of(assembly, config.parallel)
+    links = open_links(hosts, environment, followers, assembly.layout, folder, step=progress.step)
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
     ledger.take()
     return Job(
@@ -91,9 +103,12 @@ def build(
         assembly=assembly,
         progress=progress,
         planner=planner,
-        feed=open_feed(config, environment, assembly, corpus, planner, arithmetic, restored),
+        feed=open_feed(
+            config, environment, assembly, corpus, planner, arithmetic, restored, numeric
+        ),
         saver=saver,
         memory=memory,
+        numeric=numeric,
         elastic=open_elastic(assembly, planner),
         islands=islands,
         links=links,
@@ -138,7 +153,6 @@ def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
     linear_flops, quadratic_flops = step_flops(assembly.architecture, config.data.seq_len)
     return Rules(
         total_steps=config.train.steps,
-        max_skipped_steps=config.train.max_skipped_steps,
         max_grad_norm=_clipping_norm(config),
         bias_update_rate=0.0 if moe is None else moe.bias_update_rate,
         schedule=build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr),
@@ -245,6 +259,7 @@ def open_feed(
     planner: Planner,
     arithmetic: BatchArithmetic,
     restored: Restored | None,
+    numeric: NumericGuard,
 ) -> StepFeed:
     """The stream from the first step that is still to do, prepared on a group of its own."""
     stream = TokenStream(
@@ -262,6 +277,5 @@ def open_feed(
         data_rank=layout.data_rank(environment.rank),
         share=share_of(layout, environment.rank, restored),
         group=group,
-        first_step=1 if restored is None else restored.progress.step + 1,
-        last_step=config.train.steps,
+        steps=numeric.steps_left(config.train.steps),
     )

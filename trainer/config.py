@@ -10,7 +10,10 @@ from parallel.config import ParallelConfig
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
 from trainer.keeping.config import KeepingConfig
+from trainer.keeping.rules import problem_of as keeping_problem
 from trainer.model.config import ModelConfig
+from trainer.numeric.config import NumericConfig
+from trainer.numeric.rules import problem_of as numeric_problem
 
 
 def _positive(section: str, **values: float) -> None:
@@ -86,7 +89,8 @@ class TrainConfig:
     """Whether decoder blocks are recomputed in backward instead of kept."""
 
     max_skipped_steps: int = 10
-    """Steps with non-finite loss or gradients that may be skipped in a row."""
+    """Steps with wrong loss or gradients that may be skipped in a row (numeric.on_nan,
+    numeric.on_spike)."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -188,6 +192,7 @@ class JobConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     keep: KeepingConfig = field(default_factory=KeepingConfig)
+    numeric: NumericConfig = field(default_factory=NumericConfig)
     comms: CommsConfig = field(default_factory=CommsConfig)
 
     def __post_init__(self) -> None:
@@ -199,6 +204,7 @@ class JobConfig:
             self._optimizer_rule,
             self._compression_rule,
             self._island_rule,
+            self._fault_rule,
         ):
             rule()
 
@@ -274,6 +280,17 @@ class JobConfig:
                 f"{key} makes {sequences} sequences a step, which is not one for each of "
                 f"parallel.island={islands}; choose {key}={islands * unit} or more"
             )
+
+    def _fault_rule(self) -> None:
+        problem = numeric_problem(
+            self.numeric,
+            self.checkpoint,
+            islands=self.parallel.island,
+            compression=self.comms.replica.method,
+            rebalance_interval_steps=self.parallel.rebalance_interval_steps,
+        ) or keeping_problem(self.keep, islands=self.parallel.island)
+        if problem is not None:
+            raise ValueError(problem)
 
     def _context_rule(self) -> None:
         if self.model.path is None and self.data.seq_len > self.model.max_context_tokens:

@@ -30,7 +30,7 @@ def describer_of(
 
     def describe() -> dict[str, Any]:
         counts = {"step": progress.step, "tokens": progress.tokens, "updates": progress.updates}
-        return {**counts, **unchanging}
+        return {**counts, "numeric": progress.numeric_record(), **unchanging}
 
     return describe
 

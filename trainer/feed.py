@@ -1,7 +1,7 @@
 """The next step's plan and tensors, made ready while the current step trains."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -28,6 +28,9 @@ class StepWork:
 
     batches: tuple[Batch, ...]
     """This rank's tensors, one per round."""
+
+    sequences: tuple[PackedSequence, ...]
+    """Of this island's part of the step."""
 
     num_tokens: int
     """Input tokens of the whole step, over all ranks."""
@@ -65,32 +68,33 @@ class StepFeed:
         data_rank: int,
         share: BatchShare,
         group: dist.ProcessGroup,
-        first_step: int,
-        last_step: int,
+        steps: Iterable[int],
     ) -> None:
+        """`steps` are those to prepare, in order."""
         self._stream = stream
         self._planner = planner
         self._share = share
         self._data_rank = data_rank
         self._group = group
-        self._last_step = last_step
+        self._steps = iter(steps)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
-        self._next: Future[StepWork] | None = None
-        if first_step <= last_step:
-            self._next = self._thread.submit(self._prepare, first_step)
+        self._next = self._begin()
 
     def take(self, step: int) -> StepWork:
-        """Wait for `step`, and begin to prepare the one after it. Steps must be consecutive."""
+        """Wait for `step`, and begin to prepare the one after it. None may be left out."""
         assert self._next is not None, f"there is no step {step}"
         work = self._next.result()
         assert work.plan.step == step, f"asked for step {step}, next is {work.plan.step}"
-        if step < self._last_step:
-            self._next = self._thread.submit(self._prepare, step + 1)
+        self._next = self._begin()
         return work
 
     def close(self) -> None:
         """Let the thread finish the step it is preparing, and end it."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self) -> "Future[StepWork] | None":
+        step = next(self._steps, None)
+        return None if step is None else self._thread.submit(self._prepare, step)
 
     def _prepare(self, step: int) -> StepWork:
         # Steps count from 1 for people, and from 0 in the stream.
@@ -104,6 +108,7 @@ class StepFeed:
             plan=plan,
             groups=groups,
             batches=tuple(self._batch(group, sequences, plan.padding) for group in groups),
+            sequences=sequences,
             num_tokens=sum(s.num_tokens for s in batch),
             squared_tokens=sum(s.num_tokens**2 for s in batch),
             own_tokens=sum(tokens / ranks for tokens, ranks in shares),

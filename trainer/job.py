@@ -1,6 +1,6 @@
 """The parts of one training process, joined. `trainer/build.py` makes it; the loop drives it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from comms.config import RankEnvironment
@@ -12,6 +12,7 @@ from trainer.islands.exchange import Islands
 from trainer.links import HostLinks
 from trainer.memory_saver import MemorySaver
 from trainer.metrics import Sink, StepReport
+from trainer.numeric.guard import NumericGuard
 from trainer.planner.protocol import Planner
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
@@ -26,7 +27,8 @@ class Outcome:
     """How training ended."""
 
     kind: str
-    """`finished`: all steps are done. `stopped`: asked to, and saved."""
+    """`finished`: all steps are done. `stopped`: asked to, and saved. `regrouped`: asked to leave
+    for another set of ranks, which goes on from memory, or from the checkpoint."""
 
     step: int
     """Steps of the run that are done."""
@@ -51,13 +53,16 @@ class Listeners:
 
     host_memory_gib: Callable[[], float]
 
+    should_regroup: Callable[[], bool] = bool
+    """Asked on every rank in every step: whether another set of ranks is ready to go on. Not heard
+    with several islands."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """Numbers of the recipe that the loop goes by."""
 
     total_steps: int
-    max_skipped_steps: int
     max_grad_norm: float
     bias_update_rate: float
     """Step of the router's selection bias; 0 without."""
@@ -93,6 +98,9 @@ class Job:
     memory: MemorySaver
     """Takes snapshots in memory."""
 
+    numeric: NumericGuard
+    """Judges every step before its update."""
+
     elastic: ElasticExperts | None
     """Moves experts between ranks; None where they stay."""
 
@@ -106,9 +114,9 @@ class Job:
     stopwatch: Stopwatch
     listeners: Listeners
 
-    def remaining_steps(self) -> range:
+    def remaining_steps(self) -> Iterator[int]:
         """Numbers of the steps that are still to do, counted from 1."""
-        return range(self.progress.step + 1, self.rules.total_steps + 1)
+        return self.numeric.steps_left(self.rules.total_steps)
 
     def close(self) -> None:
         """End threads and flush what is written. Every rank calls it once."""

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 
 from comms.groups import device_of
-from trainer.errors import NumericError
 from trainer.feed import StepWork
 from trainer.job import Job, Outcome
 from trainer.memory import device_memory_gib
@@ -27,7 +26,6 @@ def train(job: Job) -> Outcome:
     for step in job.remaining_steps():
         verdict, ended_s = run_step(job, step, ended_s=ended_s)
         job.ledger.enter("save")
-        refuse_endless_skipping(job, verdict)
         if job.saver.is_due(step, by_time=verdict.save):
             publish_rest(job)
         job.saver.save_if_due(step, by_time=verdict.save)
@@ -36,6 +34,12 @@ def train(job: Job) -> Outcome:
         if verdict.stop and step < job.rules.total_steps:
             stopped = True
             break
+        kept = verdict.in_memory or job.saver.is_due(step, by_time=verdict.save)
+        if verdict.regroup and kept and step < job.rules.total_steps:
+            return leave_for_others(job)
+    if not stopped:
+        # The last steps may have been left out.
+        job.progress.step = max(job.progress.step, job.rules.total_steps)
     job.listeners.status.enter("stopping")
     publish_rest(job)
     job.memory.settle()
@@ -48,10 +52,24 @@ def train(job: Job) -> Outcome:
     )
 
 
+def leave_for_others(job: Job) -> Outcome:
+    """End at a step that is in memory or on disk; another set of ranks goes on from there."""
+    job.listeners.status.enter("stopping")
+    job.memory.settle()
+    job.saver.wait()
+    newest = job.saver.newest
+    return Outcome(
+        kind="regrouped",
+        step=job.progress.step,
+        checkpoint=None if newest is None else str(newest),
+    )
+
+
 def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
-    """Train one step and report it; the verdict, and when it ended.
+    """Train one step, report it, and act on wrong numbers; the verdict, and when it ended.
 
     `ended_s` is when the step before ended, so that nothing between two steps goes uncounted.
+    Raises NumericError where wrong numbers end the run.
     """
     begin_s = time.perf_counter()
     job.ledger.begin_step(step, "data")
@@ -68,7 +86,10 @@ def run_step(job: Job, step: int, *, ended_s: float) -> tuple[Verdict, float]:
         job.planner.observe(report.plan, report.measured)
     for told in [report] if job.islands is None else job.islands.settle(report):
         publish(job, told)
-    return result.verdict, now_s
+    job.ledger.enter("save")
+    went_back = job.numeric.act(result.decision, result.verdict, work.sequences)
+    # What a rollback left is on disk soon, and needs no way there a second time.
+    return replace(result.verdict, save=result.verdict.save or went_back), now_s
 
 
 def seed_step(job: Job, step: int) -> None:
@@ -149,33 +170,6 @@ def publish(job: Job, report: StepReport) -> None:
         for sink in job.listeners.sinks:
             sink.write(report)
     job.listeners.on_report(report)
-
-
-def refuse_endless_skipping(job: Job, verdict: Verdict) -> None:
-    """Record a skipped step; give up after too many in a row. Raises NumericError."""
-    if verdict.commit:
-        return
-    step = job.progress.step
-    cause = "the summed gradient is not finite"
-    if verdict.bad_ranks:
-        cause = f"the loss is not finite on ranks {list(verdict.bad_ranks)}"
-    rank, layout = job.environment.rank, job.assembly.layout
-    if rank % layout.island_ranks == 0:
-        where = {} if job.islands is None else {"island": job.islands.index}
-        append_event(
-            job.folder.events,
-            now_s=time.time(),
-            kind="numeric_fault",
-            step=step,
-            cause=cause,
-            **where,
-        )
-    if job.progress.skipped_in_row > job.rules.max_skipped_steps:
-        raise NumericError(
-            f"step {step}: {cause}, for {job.progress.skipped_in_row} steps in a row "
-            f"(train.max_skipped_steps={job.rules.max_skipped_steps}). Lower optim.lr, raise "
-            "sched.warmup_steps, or look at the data of these steps."
-        )
 
 
 def _imbalance(verdict: Verdict, architecture: Architecture) -> float:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import Tokenizer, prepare_tokenizer
 from trainer.errors import InfrastructureError
+from trainer.folder_lock import only_writer
 from trainer.job import Listeners, Outcome
 from trainer.loop import train
 from trainer.metrics import JsonlSink, Sink, StepReport
@@ -41,6 +42,7 @@ def run_job(
     host_memory_gib: Callable[[], float],
     on_report: Callable[[StepReport], None],
     board: Path | None = None,
+    should_regroup: Callable[[], bool] = bool,
 ) -> Outcome:
     """Train as `config` says. All ranks call it, once per process.
 
@@ -53,8 +55,10 @@ def run_job(
     config = log.watch(config)
     folder = RunFolder.of(config.run)
     torch.set_num_threads(environment.threads)
-    with recording(board, environment, status) as recorder:
+    with recording(board, environment, status) as recorder, ExitStack() as stack:
         status.enter("preparing")
+        if environment.rank == 0:
+            stack.enter_context(only_writer(folder.root))
         # Before joining: nobody should wait in a collective while one process trains a tokenizer.
         tokenizer = prepare_tokenizer(config.data, config.model.path)
         with closing(
@@ -69,6 +73,7 @@ def run_job(
                 on_report=on_report,
                 should_stop=should_stop,
                 host_memory_gib=host_memory_gib,
+                should_regroup=should_regroup,
             )
             try:
                 outcome = _train(

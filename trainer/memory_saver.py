@@ -50,6 +50,15 @@ class MemorySaver:
         a step and before the vote: a step that is voted on has its predecessor in memory."""
         return 0.0 if self._snapshots is None else self._snapshots.settle()
 
+    @property
+    def on(self) -> bool:
+        """Whether snapshots are taken."""
+        return self._snapshots is not None and self._snapshots.failure is None
+
+    def will_keep(self, step: int) -> bool:
+        """Whether `save_if_due` will take one of this step."""
+        return self.on and step % self._interval_steps == 0
+
     def save_if_due(self, step: int) -> None:
         """Begin a snapshot of what `step` left; called when nothing will change it before the next
         step's update."""

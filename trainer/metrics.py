@@ -1,5 +1,6 @@
 """What one step reports, and where reports go."""
 
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,7 +8,7 @@ from typing import Any, Protocol
 from trainer.exchanged import Exchanged
 from trainer.movement import ActivationMovement, Movement
 from trainer.planner.plan import StepPlan, Terms
-from trainer.run_folder import append_line
+from trainer.run_folder import append_line, is_full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,7 @@ class StepReport:
             ],
             "attention": plan.attention,
             "ring_hosts": list(plan.ring_hosts),
+            "host_groups": [list(group) for group in plan.host_groups],
             "activation": plan.activation,
             "optimizer": plan.optimizer,
             "optimizer_share": plan.optimizer_share,
@@ -216,16 +218,29 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl and plans.jsonl."""
+    """metrics.jsonl and plans.jsonl. While their disk is full, lines wait for room."""
 
     def __init__(self, metrics: Path, plans: Path) -> None:
         self._metrics = metrics
         self._plans = plans
+        self._waiting: deque[tuple[Path, dict[str, Any]]] = deque()
 
     def write(self, report: StepReport) -> None:
         """Append one line to each file."""
-        append_line(self._metrics, report.metrics_record())
-        append_line(self._plans, report.plan_record())
+        self._waiting.append((self._metrics, report.metrics_record()))
+        self._waiting.append((self._plans, report.plan_record()))
+        self._append()
 
     def close(self) -> None:
-        """Nothing is buffered."""
+        """Append what still waits, if there is room."""
+        self._append()
+
+    def _append(self) -> None:
+        while self._waiting:
+            try:
+                append_line(*self._waiting[0])
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return
+            self._waiting.popleft()

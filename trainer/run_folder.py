@@ -57,6 +57,16 @@ class RunFolder:
         return self.root / "snapshots.json"
 
     @property
+    def rollbacks(self) -> Path:
+        """Steps that were undone and are not to be trained on again."""
+        return self.root / "rollbacks.json"
+
+    @property
+    def planted(self) -> Path:
+        """A wrong gradient that a drill asks for."""
+        return self.root / "planted.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"
@@ -76,14 +86,25 @@ class RunFolder:
         return self.root / "logs" / f"{role}-{rank}.log"
 
 
+def is_full(error: OSError) -> bool:
+    """Whether it says that a disk, a quota or a limit on files leaves no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line in a single write, so that lines of several processes do not mix."""
+    """Append one JSON line in a single write, so that lines of several processes do not mix.
+
+    Raises OSError where there is no room for it; nothing of it stays then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, allow_nan=True) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         written = os.write(descriptor, line.encode())
         if written < len(line.encode()):
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if os.fstat(descriptor).st_size == end:
+                os.ftruncate(descriptor, end - written)
             raise OSError(errno.ENOSPC, "no space left for a whole line", str(path))
     finally:
         os.close(descriptor)

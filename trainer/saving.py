@@ -77,11 +77,25 @@ class Saver:
         """Note that other islands are at `step` already: nobody saves up to there."""
         self._past_step = step
 
+    def returned(self, step: int, path: Path | None) -> None:
+        """Note that the run went back to `step`, which is on disk at `path` or not at all, and that
+        no later checkpoint counts."""
+        self._saved_step = -1 if path is None else step
+        self._newest = path
+
+    def settle(self) -> None:
+        """Wait until the save under way has ended."""
+        self._settle(self._checkpointer.wait(), fatal=False)
+
     def save_if_due(self, step: int, *, by_time: bool) -> None:
         """Called after every step with what the vote said about time."""
         self._settle(self._checkpointer.poll(), fatal=False)
         if self.is_due(step, by_time=by_time):
             self._begin(step)
+
+    def wait(self) -> None:
+        """Wait until all saves under way are on disk, or failed."""
+        self._settle(self._checkpointer.wait(), fatal=False)
 
     def finish(self, step: int) -> Path | None:
         """Save the end of the run and wait until all saves are on disk.

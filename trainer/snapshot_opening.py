@@ -1,11 +1,12 @@
 """Whether a run has snapshots in memory, whether there is room for them, and whose they are."""
 
 import json
-import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,22 @@ import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.groups import broadcast_bytes
-from offload.host_memory import read_limits
 from trainer.assembly import Assembly
-from trainer.checkpoint.agreement import RanksFailed, agree, describe, exchange
-from trainer.checkpoint.share import Share, plan_share
+from trainer.checkpoint.agreement import RanksFailed, agree, exchange
+from trainer.checkpoint.share import plan_share
 from trainer.describing import kept_of
 from trainer.errors import RecipeError, ResourceError
 from trainer.islands.exchange import Islands
 from trainer.islands.memory import island_folder
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import clean, run_folder_in_memory
-from trainer.keeping.pieces import payload_bytes, place_pieces
 from trainer.keeping.record import Record, next_start, read_record, write_record
-from trainer.keeping.room import room_problem
-from trainer.keeping.slot import Owner, slot_bytes
+from trainer.keeping.slot import Owner
 from trainer.keeping.snapshots import Snapshots
 from trainer.keeping.source import SnapshotSource, find_snapshots
 from trainer.memory_saver import Describe, MemorySaver
 from trainer.run_folder import RunFolder, append_event
+from trainer.snapshot_room import fitting_copies
 from trainer.state import tensors_to_fill
 from trainer.unsent import Unsent
 
@@ -152,7 +151,18 @@ def open_snapshots(
         _forget_other_kind(in_memory, several=islands is not None)
     exchange(group, None)  # nobody makes files that a neighbour is about to delete
     try:
-        return _open(config, in_memory, environment, group, record, assembly, islands, unsent, meta)
+        return _open(
+            config,
+            in_memory,
+            folder.events,
+            environment,
+            group,
+            record,
+            assembly=assembly,
+            islands=islands,
+            unsent=unsent,
+            meta=meta,
+        )
     except (RecipeError, ResourceError) as error:
         if config.interval_steps != "auto":
             raise
@@ -187,26 +197,17 @@ def _forget_other_kind(in_memory: Path, *, several: bool) -> None:
 def _open(
     config: KeepingConfig,
     in_memory: Path,
+    events: Path,
     environment: RankEnvironment,
     group: dist.ProcessGroup,
     record: Record,
+    *,
     assembly: Assembly,
     islands: Islands | None,
     unsent: Unsent,
     meta: dict[str, Any],
 ) -> Snapshots:
-    if assembly.optimizer.placement == "disk":
-        raise RecipeError(
-            "keep.interval_steps: optimizer states are on disk (offload.optimizer), and a snapshot "
-            "would read all of them and hold them in memory; leave it at auto or 0, and lower "
-            "checkpoint.interval_steps instead"
-        )
-    if islands is not None and config.every_steps > 1:
-        raise RecipeError(
-            f"keep.interval_steps={config.interval_steps}: islands go on from snapshots of "
-            "different steps, which belong together only where each keeps every step; leave it at "
-            "auto, or set it to 1 or 0"
-        )
+    _require_all_in_memory(assembly)
     state = tensors_to_fill(assembly.weights, assembly.optimizer)
     rank, ranks, inside = environment.rank, environment.world_size, group
     if islands is not None:
@@ -217,67 +218,53 @@ def _open(
         # Nothing else runs yet on the group that will be the vote's.
         inside = group if assembly.group is None else assembly.group
     share = plan_share(state, inside)
-    owner = Owner(run=record.run, generation=record.generation, rank=rank, ranks=ranks)
-    _require_room(config, share, unsent.reserve_bytes, environment, group)
-    made: list[Snapshots] = []
-
-    def make() -> None:
-        made.append(
-            Snapshots(
-                in_memory,
-                owner,
-                share,
-                slots=config.slots,
-                meta=meta,
-                reserve_bytes=unsent.reserve_bytes,
-            )
+    copies, problem = fitting_copies(
+        config,
+        share,
+        environment,
+        group,
+        reserve_bytes=unsent.reserve_bytes,
+        islands=islands is not None,
+    )
+    if problem and environment.rank == 0:
+        append_event(
+            events, now_s=time.time(), kind="replicas_off", step=meta["step"], cause=problem
         )
+    owner = Owner(run=record.run, generation=record.generation, rank=rank, ranks=ranks)
+    make = partial(
+        Snapshots,
+        in_memory,
+        owner,
+        share,
+        slots=config.slots,
+        meta=meta,
+        reserve_bytes=unsent.reserve_bytes,
+        replicated=copies > 0,
+    )
+    return _made(make, config.dir, group)
 
+
+def _made(make: Callable[[], Snapshots], base: str, group: dist.ProcessGroup) -> Snapshots:
+    """Slots on all ranks, or on none. Raises ResourceError where one cannot have them."""
+    made: list[Snapshots] = []
     try:
-        agree(group, "making room for snapshots", make)
+        agree(group, "making room for snapshots", lambda: made.append(make()))
     except RanksFailed as failure:
         for snapshots in made:
             snapshots.close()
             snapshots.remove()
         raise ResourceError(
-            f"snapshots could not be set up in {config.dir}: {failure}. Make room there, name "
+            f"snapshots could not be set up in {base}: {failure}. Make room there, name "
             "another folder (keep.dir), or set keep.interval_steps=0 to do without"
         ) from failure
     return made[0]
 
 
-def _require_room(
-    config: KeepingConfig,
-    share: Share,
-    reserve_bytes: int,
-    environment: RankEnvironment,
-    group: dist.ProcessGroup,
-) -> None:
-    """Raise ResourceError on all ranks where a host lacks the room."""
-    need_bytes = config.slots * slot_bytes(
-        description_bytes=256 * len(share.pieces),
-        payload_bytes=payload_bytes(place_pieces(share)) + reserve_bytes,
-    )
-    needs = exchange(group, {"host": environment.host, "need_bytes": need_bytes})
-    here = [need["need_bytes"] for need in needs if need["host"] == environment.host]
-    problems = exchange(group, _problem(config, here))
-    found = sorted({problem for problem in problems if problem is not None})
-    if found:
-        raise ResourceError("; ".join(found))
-
-
-def _problem(config: KeepingConfig, needs_bytes: list[int]) -> str | None:
-    try:
-        room = os.statvfs(config.dir)
-        limits = read_limits()
-    except OSError as error:
-        return f"keep.dir={config.dir} cannot be used: {describe(error)}"
-    free_bytes = limits.free_bytes
-    if limits.cgroup_bytes is not None:
-        free_bytes = min(free_bytes, limits.cgroup_bytes)
-    return room_problem(
-        needs_bytes,
-        memory_bytes=free_bytes,
-        folder_bytes=room.f_bavail * room.f_frsize,
-        folder=config.dir,
-    )
+def _require_all_in_memory(assembly: Assembly) -> None:
+    """Raise RecipeError where a part of the state is only in checkpoints."""
+    if assembly.optimizer.placement == "disk":
+        raise RecipeError(
+            "keep.interval_steps: optimizer states are on disk (offload.optimizer), and a snapshot "
+            "would read all of them and hold them in memory; leave it at auto or 0, and lower "
+            "checkpoint.interval_steps instead"
+        )

@@ -8,8 +8,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from comms.groups import own_group
 from comms.ledger import Ledger
 from parallel.apply import ModelParts, Spread, parallelize
-from parallel.experts.dispatch import HostGroups
 from parallel.experts.hosts import host_groups
+from parallel.experts.transport import HostGroups
 from parallel.gradients import Gradients
 from parallel.mesh import Meshes
 from parallel.pipeline.run import Pipeline

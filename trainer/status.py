@@ -13,14 +13,14 @@ class Moment:
     phase: str
     step: int
     since_s: float
-    """Seconds since the epoch at which the phase began."""
+    """When the phase began, by the monotonic clock of this process's host."""
 
 
 class Status:
     """Phase and step of one process. Start-up phases, in order: `starting`, `preparing`,
     `joining`, `building`, `loading`, `first_step`; then `training`, `stopping`, `done`."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self.listener: Callable[[str], None] | None = None

@@ -1,6 +1,6 @@
 """One optimizer step: forward, backward, vote, update."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from comms.compression.config import WHOLE, StepChoice
 from comms.groups import device_of
@@ -10,7 +10,9 @@ from trainer.feed import StepWork
 from trainer.islands.stepping import exchange_outer
 from trainer.job import Job
 from trainer.metrics import IslandFigures
+from trainer.model.layers import LossParts
 from trainer.movement import ActivationMovement
+from trainer.numeric.policy import Decision
 from trainer.planner.plan import StepPlan, Terms
 from trainer.vote import Ballot, Verdict, vote
 
@@ -20,6 +22,9 @@ class StepResult:
     """What a step came to."""
 
     verdict: Verdict
+    decision: Decision
+    """What becomes of the step where its numbers are wrong."""
+
     learning_rate: float
     measured: Terms
     """data_s is left at zero: the loop knows it."""
@@ -43,13 +48,14 @@ def train_step(job: Job, work: StepWork) -> StepResult:
 
     Losses are sums divided by the step's global target count, so neither ranks nor rounds change
     the gradient. The update is made only if all ranks of the island find losses and gradients
-    finite; what islands exchange goes on either way, or they would lose step.
+    right (`trainer/numeric/policy.py`); what islands exchange goes on either way, or they would
+    lose step.
     """
-    step, layout = work.plan.step, job.assembly.layout
+    step = work.plan.step
     heard_stop, heard_save = (False, False) if job.islands is None else job.islands.asked(step)
     job.assembly.activations.follow(work.plan.activation)
     if job.links is not None:
-        job.links.follow(work.plan, job.assembly.pool)
+        job.links.follow(work.plan)
     replicas = job.assembly.replicas
     if replicas is not None:
         replicas.choose(StepChoice.parse(work.plan.compression))
@@ -59,31 +65,14 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         parts = job.assembly.rounds.train(
             [batch.to(device_of(job.environment)) for batch in work.batches],
             [job.assembly.sharing(group) for group in work.groups],
-            divisor=work.divisor,
+            divisor=work.divisor / job.numeric.planted.at(step, job.environment.rank),
         )
     job.assembly.gradients.finish()
     job.stopwatch.mark("summed")
     snapshot_wait_s = job.memory.settle()
-    verdict = vote(
-        Ballot(
-            step=step,
-            # Ranks that share every product have the same losses.
-            loss_sum=float(parts.loss_sum) / layout.tp,
-            aux_sum=float(parts.aux_sum) / layout.tp,
-            squared_norm=float(job.assembly.gradients.squared_norm()),
-            stop=job.listeners.should_stop(),
-            save=job.saver.due_by_time(),
-            expert_load=parts.expert_load / layout.tp,
-            dropped=float(parts.dropped) / layout.tp,
-            heard_stop=heard_stop,
-            heard_save=heard_save,
-        ),
-        rank=job.environment.rank % layout.island_ranks,
-        world_size=layout.island_ranks,
-        first_rank=layout.island_of(job.environment.rank) * layout.island_ranks,
-        group=job.assembly.group,
-        ledger=job.ledger,
-    )
+    verdict = _vote(job, step, parts, heard_stop=heard_stop, heard_save=heard_save)
+    decision = job.numeric.judge(verdict, work.num_targets)
+    verdict = replace(verdict, vetoed=decision.action != "train")
     job.stopwatch.mark("voted")
     rate = job.rules.schedule(step)
     if replicas is not None:
@@ -95,7 +84,36 @@ def train_step(job: Job, work: StepWork) -> StepResult:
         verdict, merge_wait_s = exchange_outer(job, job.islands, work, verdict)
     job.assembly.gradients.zero()
     job.stopwatch.mark("updated")
-    return _result(job, verdict, rate, merge_wait_s=merge_wait_s, snapshot_wait_s=snapshot_wait_s)
+    return _result(
+        job, verdict, decision, rate, merge_wait_s=merge_wait_s, snapshot_wait_s=snapshot_wait_s
+    )
+
+
+def _vote(job: Job, step: int, parts: LossParts, *, heard_stop: bool, heard_save: bool) -> Verdict:
+    layout = job.assembly.layout
+    return vote(
+        Ballot(
+            step=step,
+            # Ranks that share every product have the same losses.
+            loss_sum=float(parts.loss_sum) / layout.tp,
+            aux_sum=float(parts.aux_sum) / layout.tp,
+            squared_norm=float(job.assembly.gradients.squared_norm()),
+            stop=job.listeners.should_stop(),
+            save=job.saver.due_by_time(),
+            expert_load=parts.expert_load / layout.tp,
+            dropped=float(parts.dropped) / layout.tp,
+            bad_gradient=job.numeric.watch.take(),
+            heard_stop=heard_stop,
+            heard_save=heard_save,
+            regroup=job.islands is None and job.listeners.should_regroup(),
+            in_memory=job.memory.will_keep(step),
+        ),
+        rank=job.environment.rank % layout.island_ranks,
+        world_size=layout.island_ranks,
+        first_rank=layout.island_of(job.environment.rank) * layout.island_ranks,
+        group=job.assembly.group,
+        ledger=job.ledger,
+    )
 
 
 def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
@@ -112,7 +130,13 @@ def _update(job: Job, plan: StepPlan, verdict: Verdict, rate: float) -> None:
 
 
 def _result(
-    job: Job, verdict: Verdict, rate: float, *, merge_wait_s: float, snapshot_wait_s: float
+    job: Job,
+    verdict: Verdict,
+    decision: Decision,
+    rate: float,
+    *,
+    merge_wait_s: float,
+    snapshot_wait_s: float,
 ) -> StepResult:
     job.ledger.end_step()
     bytes_sent, waited_s = job.ledger.take()
@@ -122,6 +146,7 @@ def _result(
     watch, replicas = job.stopwatch, job.assembly.replicas
     return StepResult(
         verdict=verdict,
+        decision=decision,
         learning_rate=rate,
         measured=Terms(
             compute_s=max(0.0, watch.seconds("begin", "summed") - waited_s - copies_s),

@@ -11,6 +11,9 @@ from torch import Tensor
 from comms.ledger import Ledger
 from comms.volume import all_reduce_bytes
 
+_BAD_LOSS, _BAD_GRADIENT = 1.0, 2.0
+"""What a rank's place in a vote says of its health; 0 where all is well."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ballot:
@@ -36,9 +39,19 @@ class Ballot:
     dropped: float = 0.0
     """Of these, tokens that experts had no room for."""
 
+    bad_gradient: bool = False
+    """Whether this rank saw its own gradient become something that is not finite."""
+
     heard_stop: bool = False
     heard_save: bool = False
     """What the first rank of an island heard from all islands; False elsewhere."""
+
+    regroup: bool = False
+    """Whether this rank was asked to leave at a step that is in memory, for another set of ranks to
+    go on."""
+
+    in_memory: bool = False
+    """Whether this rank will have this step in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +73,29 @@ class Verdict:
     heard_save: bool
     """What all islands agreed on some steps ago; False where there is one."""
 
+    regroup: bool
+    """Whether some rank was asked to leave for another set of ranks."""
+
+    in_memory: bool
+    """Whether all ranks will have this step in memory."""
+
     bad_ranks: tuple[int, ...]
     """Ranks whose own losses are not finite; none where only the summed gradient is not."""
+
+    bad_gradients: tuple[int, ...] = ()
+    """Ranks whose own gradients are not finite; ranks that share a sequence may share that."""
+
+    vetoed: bool = False
+    """Whether the update is not made although everything is finite."""
 
     @property
     def commit(self) -> bool:
         """Whether the update is made."""
+        return self.finite and not self.vetoed
+
+    @property
+    def finite(self) -> bool:
+        """Whether losses and gradients are."""
         return math.isfinite(self.loss_sum + self.aux_sum) and math.isfinite(self.grad_norm)
 
 
@@ -88,7 +118,10 @@ def vote(
     scalars = _scalars(ballot)
     health = torch.zeros(world_size, dtype=torch.float64)
     # The gradients are sums already: one rank's NaN is in everybody's norm, but in its loss alone.
-    health[rank] = 0.0 if math.isfinite(ballot.loss_sum + ballot.aux_sum) else 1.0
+    if not math.isfinite(ballot.loss_sum + ballot.aux_sum):
+        health[rank] = _BAD_LOSS
+    elif ballot.bad_gradient:
+        health[rank] = _BAD_GRADIENT
     load = ballot.expert_load.to("cpu", torch.float64)
     urn = torch.cat([scalars, health, load.flatten()])
     if world_size > 1:
@@ -101,6 +134,7 @@ def vote(
     scalar_count = scalars.numel()
     sums = urn[:scalar_count].tolist()
     loss_sum, aux_sum, squared_norm, stop, save, steps, squares, dropped, *heard = sums
+    health_sums = urn[scalar_count : scalar_count + world_size].tolist()
     if steps != world_size * ballot.step or squares != world_size * ballot.step**2:
         raise RuntimeError(
             f"ranks disagree on the step: rank {first_rank + rank} is at {ballot.step}, the mean "
@@ -116,10 +150,15 @@ def vote(
         dropped=dropped,
         heard_stop=heard[0] > 0,
         heard_save=heard[1] > 0,
-        bad_ranks=tuple(
-            first_rank + r for r in range(world_size) if urn[scalar_count + r].item() > 0
-        ),
+        regroup=heard[2] > 0,
+        in_memory=heard[3] == world_size,
+        bad_ranks=_ranks_with(_BAD_LOSS, health_sums, first_rank),
+        bad_gradients=_ranks_with(_BAD_GRADIENT, health_sums, first_rank),
     )
+
+
+def _ranks_with(health: float, sums: list[float], first_rank: int) -> tuple[int, ...]:
+    return tuple(first_rank + r for r, found in enumerate(sums) if found == health)
 
 
 def _scalars(ballot: Ballot) -> Tensor:
@@ -135,6 +174,8 @@ def _scalars(ballot: Ballot) -> Tensor:
             ballot.dropped,
             float(ballot.heard_stop),
             float(ballot.heard_save),
+            float(ballot.regroup),
+            float(ballot.in_memory),
         ],
         dtype=torch.float64,
     )

@@ -4,6 +4,7 @@ Guarantees, each asserted in tests/cluster/drills/test_judge.py:
 - the incident that is judged is the first one told after the fault was planted;
 - losses are equal where the same steps were trained with the same losses, bit for bit, or within
   the bound where the number of ranks changed on the way;
+- a step whose batch was left out counts as lost;
 - a fault that nobody told of, or after which no step was done, is told as such.
 """
 
@@ -20,13 +21,19 @@ TOLD = (
     "worker_hung",
     "worker_failed",
     "host_lost",
+    "host_silent",
     "straggler",
     "link_slow",
     "numeric_fault",
+    "loss_spike",
     "checkpoint_skipped",
-    "save_failed",
+    "checkpoint_failed",
 )
 """Kinds of events that tell of a fault."""
+
+
+TELLING = {"nan": "numeric_fault", "fill-disk": "checkpoint_failed"}
+"""The kind of event that tells of a fault rightly, where no process, host or link is at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,8 @@ class Planted:
     step: int
     rank: int | None
     host: str | None
+    link: tuple[str, str] | None = None
+    """Both ends, where the fault lies between two hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +67,7 @@ class Verdict:
     planted: Mapping[str, Any]
     losses_equal: bool
     named_right: bool
-    """Whether the event names the rank, or the host, of the fault."""
+    """Whether the event names the rank, the host, or the link or one of its ends, of the fault."""
 
 
 def judge(
@@ -76,15 +85,27 @@ def judge(
         drill=planted.drill,
         detected_s=None if told is None else told["time"] - planted.at_s,
         resumed_s=None if recovered is None else recovered["time"] - planted.at_s,
-        lost_steps=0 if recovered is None else int(recovered["lost_steps"]),
+        lost_steps=_lost_steps(later, recovered),
         named={
             name: None if told is None else told.get(name)
-            for name in ("kind", "rank", "host", "phase", "cause")
+            for name in ("kind", "rank", "host", "link", "phase", "cause")
         },
-        planted={"rank": planted.rank, "host": planted.host, "step": planted.step},
+        planted={
+            "rank": planted.rank,
+            "host": planted.host,
+            "link": planted.link,
+            "step": planted.step,
+        },
         losses_equal=same_losses(losses, undisturbed, bound=CHANGED_LAYOUT_BOUND * changed),
         named_right=told is not None and _names(told, planted),
     )
+
+
+def _lost_steps(later: Sequence[Mapping[str, Any]], recovered: Mapping[str, Any] | None) -> int:
+    """Trained anew after a recovery, undone by rollbacks, or left out for their numbers."""
+    undone = sum(event["lost_steps"] for event in later if event["kind"] == "rolled_back")
+    skipped = sum(event.get("action") == "skip" for event in later)
+    return undone + skipped + (0 if recovered is None else int(recovered["lost_steps"]))
 
 
 def same_losses(
@@ -101,6 +122,12 @@ def same_losses(
 
 
 def _names(event: Mapping[str, Any], planted: Planted) -> bool:
+    if event["kind"] != TELLING.get(planted.drill, event["kind"]):
+        return False
     if planted.rank is not None:
         return bool(event.get("rank") == planted.rank)
+    if planted.link is not None:
+        return sorted(event.get("link") or ()) == sorted(planted.link) or (
+            event.get("host") in planted.link
+        )
     return planted.host is None or bool(event.get("host") == planted.host)

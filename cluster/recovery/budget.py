@@ -3,8 +3,8 @@
 Guarantees, each asserted in tests/cluster/recovery/test_budget.py:
 - a fault that a restart cannot mend (recipe, data, resources, numbers) is not tried again;
 - more recoveries than allowed within the window end the run, and the story names each fault;
-- the same exception of a rank's own at the same step, twice in a row, ends the run: it is in the
-  program and would come again;
+- the same exception of ranks' own at the same step, twice in a row, ends the run, whichever rank
+  was first to raise it: it is in the program and would come again;
 - five recoveries that came to no step end it too;
 - a recovery that came to a step starts the pauses anew.
 """
@@ -62,8 +62,8 @@ def refusal(faults: Sequence[Fault], allowance: Allowance) -> str:
         return f"the last {MOST_IN_VAIN} recoveries came to not a single step"
     if len(faults) > 1 and _same_error(faults[-2].failure, newest.failure):
         return (
-            f"rank {newest.failure.rank} raised the same error twice at step "
-            f"{newest.failure.step}, so it would again"
+            f"rank {faults[-2].failure.rank} and then rank {newest.failure.rank} raised the same "
+            f"error at step {newest.failure.step}, so it would come again"
         )
     return ""
 
@@ -99,8 +99,8 @@ def _in_vain(faults: Sequence[Fault]) -> int:
 
 
 def _same_error(first: Failure, second: Failure) -> bool:
-    def key(failure: Failure) -> tuple[int, int, str]:
-        return failure.rank, failure.step, failure.error
+    def key(failure: Failure) -> tuple[int, str]:
+        return failure.step, failure.error
 
     both_own = all(f.kind == "raised" and not f.communication for f in (first, second))
     return both_own and key(first) == key(second)

@@ -1,6 +1,7 @@
 """What a run survives, as the recipe says it. Pure data: neither torch nor ray."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,34 @@ class RecoveryConfig:
     """Seconds that ranks may take to notice that a peer is gone; a process that is still blocked
     then is replaced."""
 
+    cordon_after: int = 2
+    """A host that was lost so often within `cordon_window_s` gets no ranks any more in this run; 0
+    takes back every host that returns."""
+
+    cordon_window_s: float = 3600.0
+    """Seconds over which losses of a host are counted."""
+
+    grow: Literal["auto", "never"] = "auto"
+    """Whether a run that lost ranks takes more again when a host returns or other room is found. It
+    does so at a step that is in memory, or was just saved."""
+
+    grow_after_s: float = 30.0
+    """Seconds from a change of ranks until room is looked for; they double with every loss."""
+
     def __post_init__(self) -> None:
         if self.max_restarts < 0:
             raise ValueError(f"recovery.max_restarts must not be negative, got {self.max_restarts}")
+        if self.cordon_after < 0:
+            raise ValueError(f"recovery.cordon_after must not be negative, got {self.cordon_after}")
         if self.min_workers < 1:
             raise ValueError(f"recovery.min_workers must be at least 1, got {self.min_workers}")
-        for name in ("restart_window_s", "backoff_s", "replace_within_s", "free_within_s"):
+        for name in (
+            "restart_window_s",
+            "backoff_s",
+            "replace_within_s",
+            "free_within_s",
+            "cordon_window_s",
+            "grow_after_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"recovery.{name} must be positive, got {getattr(self, name)}")

@@ -12,6 +12,29 @@ from trainer.run_folder import append_event
 _KINDS = {"died": "worker_lost", "hung": "worker_hung", "silent": "worker_lost"}
 
 
+INCIDENT_KINDS = (
+    "worker_lost",
+    "worker_hung",
+    "worker_failed",
+    "host_lost",
+    "host_cordoned",
+    "spare_lost",
+    "straggler",
+    "link_slow",
+    "recovered",
+    "rolled_back",
+    "layout_changed",
+    "loss_spike",
+    "loss_not_finite",
+    "numeric_fault",
+    "memory_slope",
+    "checkpoint_failed",
+    "checkpoint_skipped",
+    "failed",
+)
+"""Kinds of events that people should see."""
+
+
 class Incidents:
     """Written by the driver alone. `clock` is monotonic, `now` gives seconds since the epoch."""
 
@@ -49,6 +72,19 @@ class Incidents:
             )
         return fault
 
+    def hosts_lost(self, hosts: Sequence[str], failure: Failure) -> None:
+        """Hosts that are gone with everything on them."""
+        for host in hosts:
+            append_event(
+                self._events,
+                now_s=self._now(),
+                kind="host_lost",
+                step=failure.step,
+                host=host,
+                cause=failure.error,
+                detected_s=failure.detected_s,
+            )
+
     def step(self, record: dict[str, Any]) -> None:
         """A step was reported. The first one after a fault closes it."""
         step = int(record["step"])
@@ -80,6 +116,17 @@ class Incidents:
                 {"rank": place.rank, "host": place.host, "process": processes[place.rank]}
                 for place in places
             ],
+        )
+
+    def spare_lost(self, host: str, number: int) -> None:
+        """A process that waited for work is gone; training is not disturbed."""
+        append_event(
+            self._events,
+            now_s=self._now(),
+            kind="spare_lost",
+            step=self._last_step,
+            host=host,
+            cause=f"process {number}, which had no rank, died or stopped; another one is started",
         )
 
     def layout_changed(self, before: int, after: int) -> None:

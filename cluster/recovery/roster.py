@@ -33,6 +33,9 @@ class Member:
     device: int = 0
     """Position of its device among those of its node."""
 
+    process: int = 0
+    """Its number on its host; 0 until it is ready."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:

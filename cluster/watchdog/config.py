@@ -23,8 +23,9 @@ class WatchdogConfig:
     stopped_s: float = 1.0
     """A process that the system has stopped this long hangs."""
 
-    silence_s: float = 4.0
-    """A host that was not heard of for this long is lost."""
+    silence_s: float = 8.0
+    """A host that was not heard of for this long is lost. Connections go on up to as long after a
+    cut as it lasted, so a link may be cut for a little less than half of this."""
 
     warm_up_steps: int = 3
     """First steps of a process, which are never judged or learned from."""

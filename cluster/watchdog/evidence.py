@@ -44,6 +44,8 @@ class HostMemory:
 
     used_bytes: int
     total_bytes: int
+    ranks_bytes: Mapping[int, int] = field(default_factory=dict)
+    """By rank, what its own process holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

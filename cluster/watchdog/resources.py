@@ -1,7 +1,9 @@
 """Memory that will run out, and batches that come too late.
 
 Pure. Guarantees, each asserted in tests/cluster/watchdog/test_resources.py:
-- memory of a host that will be full within the horizon is said once per quarter of the horizon;
+- memory of a host that will be full within the horizon is said once per quarter of the horizon,
+  with the rank that grew most;
+- the first steps of new processes, which fill caches, are no trend;
 - batches are late when waiting for them took a large part of nearly all steps of the window, and
   much more than it did; a run that always waited for its data is not at fault.
 """
@@ -10,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import median
 
-from cluster.host_memory import slope_alarm
+from cluster.host_memory import GIB, slope_alarm
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.evidence import HostMemory
 from cluster.watchdog.finding import Finding
@@ -18,6 +20,9 @@ from cluster.watchdog.steps import RankStep
 
 LATE_SHARE = 0.3
 """Of a step."""
+
+WARM_UP_STEPS = 10
+"""Allocators and caches fill in the first steps of a process; that is no trend."""
 
 _OVER_USUAL = 3.0
 _OF_WINDOW = 0.8
@@ -35,11 +40,26 @@ class HostMemories:
         self._samples: dict[str, deque[tuple[int, int]]] = {}
         self._quiet_until: dict[str, int] = {}
         self._unjudged: dict[str, int] = {}
+        self._warm_from: int | None = None
+        self._first_bytes: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Processes are new."""
+        self._samples.clear()
+        self._unjudged.clear()
+        self._first_bytes.clear()
+        self._warm_from = None
 
     def add(self, step: int, memory: Mapping[str, HostMemory]) -> list[Finding]:
         """What this step says."""
+        if self._warm_from is None:
+            self._warm_from = step + WARM_UP_STEPS
+        if step < self._warm_from:
+            return []
         found = []
         for host, own in memory.items():
+            for rank, held_bytes in own.ranks_bytes.items():
+                self._first_bytes.setdefault(rank, held_bytes)
             samples = self._samples.setdefault(host, deque(maxlen=_SAMPLES))
             samples.append((step, own.used_bytes))
             self._unjudged[host] = self._unjudged.get(host, 0) + 1
@@ -53,8 +73,14 @@ class HostMemories:
             )
             if alarm:
                 self._quiet_until[host] = step + max(1, self._horizon_steps // 4)
-                found.append(_memory(host, step, alarm))
+                found.append(_memory(host, step, alarm, self._growth(own)))
         return found
+
+    def _growth(self, own: HostMemory) -> dict[int, int]:
+        return {
+            rank: held_bytes - self._first_bytes[rank]
+            for rank, held_bytes in own.ranks_bytes.items()
+        }
 
 
 class LateData:
@@ -110,13 +136,19 @@ class LateData:
         ]
 
 
-def _memory(host: str, step: int, alarm: str) -> Finding:
+def _memory(host: str, step: int, alarm: str, growth_bytes: Mapping[int, int]) -> Finding:
+    told = f"host memory of {host}: {alarm}"
+    rank = max(growth_bytes, key=lambda rank: growth_bytes[rank], default=None)
+    if rank is not None:
+        grown_gib = growth_bytes[rank] / GIB
+        told += f"; of its ranks, {rank} grew most ({grown_gib:+.2f} GiB since warm-up)"
     return Finding(
         kind="memory",
         cause="memory-slope",
         host=host,
+        rank=rank,
         step=step,
         detected_after_s=0.0,
         confidence=0.8,
-        evidence=(f"host memory of {host}: {alarm}",),
+        evidence=(told,),
     )

@@ -82,6 +82,7 @@ class Watchdog:
         self._tracks.clear()
         self._slow.forget()
         self._delays.forget()
+        self._memories.forget()
         self._standing_slow = []
 
     def _standstills(

@@ -1,7 +1,6 @@
 """Exchange without compression, or cast to 16 bits; also how accumulated errors are flushed."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from comms.compression.geometry import Geometry
@@ -33,7 +32,7 @@ class Dense:
             elif sent is not flat:
                 flat.copy_(sent)
         wire = flat.to(self._dtype)
-        yield _all_reduce(wire, step.group)
+        yield from step.sum(wire)
         if wire is not flat:
             flat.copy_(wire)
         return bool(flat.sum().isfinite())
@@ -46,7 +45,7 @@ def reduce_dense_runs(slot: Slot, flat: Tensor, step: Step, momentum: Momentum) 
     packed = torch.cat([flat[start:end] for start, end in runs])
     for start, end in runs:
         flat[start:end] = 0
-    yield _all_reduce(packed, step.group)
+    yield from step.sum(packed)
     finite = bool(packed.isfinite().all())
     if finite:
         packed = momentum.apply(slot, packed, name="dense_velocity")
@@ -55,9 +54,3 @@ def reduce_dense_runs(slot: Slot, flat: Tensor, step: Step, momentum: Momentum) 
         flat[start:end] = packed[place : place + end - start]
         place += end - start
     return finite
-
-
-def _all_reduce(tensor: Tensor, group: dist.ProcessGroup) -> dist.Work:
-    work = dist.all_reduce(tensor, group=group, async_op=True)
-    assert work is not None
-    return work

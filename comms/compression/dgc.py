@@ -12,7 +12,7 @@ from torch import Tensor
 
 from comms.compression.config import CompressionConfig
 from comms.compression.geometry import Geometry
-from comms.compression.method import Phases, Step, gather, poisoned_rows
+from comms.compression.method import Phases, Step, poisoned_rows
 from comms.compression.momentum import Momentum
 from comms.compression.selection import largest, target_count
 from comms.compression.state import Slot
@@ -41,8 +41,7 @@ class DeepGradientCompression:
         else:
             size = sparse_bytes(numel, count, form)
             code = poisoned(torch.zeros(size, dtype=torch.uint8, device=flat.device))
-        rows, work = gather(code, step.group)
-        yield work
+        rows = yield from step.gather(code)
         if poisoned_rows(rows):
             flat.fill_(torch.nan)
             return False

@@ -20,7 +20,7 @@ from torch import Tensor
 from comms.compression.config import CompressionConfig
 from comms.compression.contractions import Update, contraction_of
 from comms.compression.geometry import Geometry
-from comms.compression.method import Phases, Step, gather, poisoned_rows
+from comms.compression.method import Phases, Step, poisoned_rows
 from comms.compression.state import Slot
 from comms.compression.wire import poisoned
 
@@ -50,8 +50,7 @@ class ErrorControl:
         else:
             size = self._contraction.code_bytes(step.geometry, step.ratio)
             code = poisoned(torch.zeros(size, dtype=torch.uint8, device=flat.device))
-        rows, work = gather(code, step.group)
-        yield work
+        rows = yield from step.gather(code)
         if poisoned_rows(rows):
             flat.fill_(torch.nan)
             return False

@@ -32,6 +32,7 @@ from comms.compression.geometry import Geometry, cut
 from comms.compression.method import Method, Phases, Scratch, Step, recorded
 from comms.compression.methods import method_of, sent_bytes
 from comms.compression.momentum import Momentum
+from comms.compression.ring import is_natural
 from comms.compression.runner import Pending, Runner
 from comms.compression.state import Slot
 from comms.compression.two_level import inside_bytes, over_hosts, shard_numel
@@ -44,6 +45,10 @@ STEPS = "steps"
 
 FULL = ("residual", "velocity", "estimate", "estimate_sum")
 """State that has one entry per entry of the gradient."""
+
+
+RingOrder = Callable[[Sequence[int]], Sequence[int]]
+"""From world ranks of a group to the order of its places."""
 
 
 class Exchange:
@@ -76,6 +81,7 @@ class Exchange:
         self._slots: dict[str, Slot] = {}
         self._scratch = Scratch()
         self._runner = Runner(background=background)
+        self._ring: tuple[int, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -111,7 +117,7 @@ class Exchange:
         phases = self._phases(slot, flat, geometry, ratio, seed, method)
         if self._ledger is not None and self._ledger.recorder is not None:
             phases = recorded(phases, self._ledger.recorder, tokens)
-        serial = method.phases > 1 or self._inside is not None
+        serial = method.phases > 1 or self._inside is not None or bool(self._ring)
         return self._runner.submit(phases, flat, serial=serial, then=then)
 
     def set_method(self, choice: StepChoice) -> None:
@@ -122,6 +128,20 @@ class Exchange:
         """
         self._step_config = self._config.with_choice(choice)
         self._method = method_of(self._step_config)
+
+    def order_ring(self, order: RingOrder) -> None:
+        """Let messages pass the ranks of `group` in another order from the next `start` on, as
+        `order` says of their world ranks; all ranks do so at the same step.
+
+        What is decoded from messages stays bitwise the same, what is summed on the way is so
+        within rounding. Raises ValueError where the order does not name every place once.
+        """
+        places = tuple(order(dist.get_process_group_ranks(self._group)))
+        if sorted(places) != list(range(self._group.size())):
+            raise ValueError(
+                f"The order {places} must name each of the {self._group.size()} places once."
+            )
+        self._ring = () if is_natural(places) else places
 
     def commit(self) -> None:
         """Keep what the step did to the state. Called after all its sums were waited for; a step
@@ -254,7 +274,7 @@ class Exchange:
             finite = bool(part.sum().isfinite())
             if finite and self._config.clip_norm is not None:
                 self._clip(slot, part, self._config.clip_norm)
-            step = Step(geometry, self._group, ratio, seed, finite, self._scratch)
+            step = Step(geometry, self._group, ratio, seed, finite, self._scratch, self._ring)
             return (yield from _compressed_and_dense(slot, part, step, method, self._momentum))
 
         if self._inside is None:

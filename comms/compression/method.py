@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.compression.geometry import Geometry
+from comms.compression.ring import Hops, gathered_rows, summed
 from comms.compression.state import Slot
 from comms.compression.wire import SCALE_BYTES, as_bytes, from_bytes
 from comms.telemetry.recorder import Recorder
@@ -48,6 +49,16 @@ class Step:
     say so, and writes no state."""
 
     scratch: Scratch
+    ring: tuple[int, ...] = ()
+    """Places of the group in the order in which messages pass them; empty: as collectives do."""
+
+    def gather(self, code: Tensor) -> Generator[dist.Work, None, Tensor]:
+        """All ranks' codes, of one size, as rows by place."""
+        return gathered_rows(code, self.group, self.ring)
+
+    def sum(self, values: Tensor) -> Hops:
+        """Sum a flat tensor over the ranks, in place."""
+        return summed(values, self.group, self.ring)
 
 
 class Method(Protocol):
@@ -61,14 +72,6 @@ class Method(Protocol):
 
     def exchange(self, slot: Slot, flat: Tensor, step: Step) -> Phases:
         """Replace `flat` by the sum over ranks, through `slot`, in which a step has begun."""
-
-
-def gather(code: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
-    """Start to collect all ranks' codes, of one size, as rows."""
-    rows = torch.empty(group.size(), code.numel(), dtype=torch.uint8, device=code.device)
-    work = dist.all_gather(list(rows), code, group=group, async_op=True)
-    assert work is not None
-    return rows, work
 
 
 def recorded(phases: Phases, recorder: Recorder, tokens: Sequence[int]) -> Phases:

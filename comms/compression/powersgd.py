@@ -8,7 +8,6 @@ asserted in tests/comms/compression/test_powersgd.py:
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from comms.compression import factors
@@ -41,7 +40,7 @@ class PowerSGD:
             flat += slot.values["residual"]
         left = factors.multiply(flat, self._right(slot, flat, step), matrices, self._rank)
         wire = left.to(self._dtype)
-        yield _all_reduce(wire, step)
+        yield from step.sum(wire)
         left = wire.float()
         # The same sum on all ranks: they all stop here, or none does.
         finite = bool(left.isfinite().all())
@@ -56,7 +55,7 @@ class PowerSGD:
         else:
             size = factors.right_numel(matrices, self._rank)
             wire = torch.zeros(size, dtype=self._dtype, device=flat.device)
-        yield _all_reduce(wire, step)
+        yield from step.sum(wire)
         right = wire.float()
         if not finite:
             flat.fill_(torch.nan)
@@ -78,9 +77,3 @@ def _clear(unsent: Tensor, geometry: Geometry) -> None:
     """Nothing is kept of what travels dense."""
     for start, end in geometry.dense:
         unsent[start:end] = 0
-
-
-def _all_reduce(tensor: Tensor, step: Step) -> dist.Work:
-    work = dist.all_reduce(tensor, group=step.group, async_op=True)
-    assert work is not None
-    return work

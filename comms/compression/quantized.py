@@ -17,7 +17,7 @@ from torch import Tensor
 from comms.compression.blocks import BlockCodec
 from comms.compression.config import CompressionConfig
 from comms.compression.geometry import Geometry
-from comms.compression.method import Phases, Step, gather, generator
+from comms.compression.method import Phases, Step, generator
 from comms.compression.state import Slot
 
 # P ranks, C entries of one part, B bytes of its code.
@@ -43,8 +43,7 @@ class QuantizedAllReduce:
         work = dist.all_to_all_single(received_PB, send_PB, group=step.group, async_op=True)
         assert work is not None
         yield work
-        rows_PB, work = gather(self._encode_sum(slot, received_PB, part, randomness), step.group)
-        yield work
+        rows_PB = yield from step.gather(self._encode_sum(slot, received_PB, part, randomness))
         if not all(self._codec.finite(row, part) for row in rows_PB):
             flat.fill_(torch.nan)
             return False

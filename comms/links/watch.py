@@ -1,6 +1,8 @@
 """Pure: when ring and groups should change, because a link has turned slow.
 
 Guarantees, each asserted in tests/comms/links/test_watch.py:
+- ranks keep their own order unless another ring is `least_gain` times as fast: what is measured is
+  never quite even;
 - a choice stays as long as the best one is not `least_gain` times as fast, `patience` times in a
   row: neither noise nor a single slow message changes it;
 - a link that stays slow changes it, and once;
@@ -40,15 +42,18 @@ class Topology:
     doubts: int = 0
 
 
-def first_topology(links: LinkMap) -> Topology:
+def first_topology(links: LinkMap, rules: Patience = Patience()) -> Topology:
     """What a fresh map asks for."""
-    return Topology(ring_order(links), groups(links))
+    plain, best = tuple(range(links.places)), ring_order(links)
+    gained = ring_bytes_per_s(links, best) / ring_bytes_per_s(links, plain)
+    # A map of one place has no links: both are infinite.
+    return Topology(best if gained >= rules.least_gain else plain, groups(links))
 
 
 def reconsider(now: Topology, links: LinkMap, rules: Patience) -> Topology:
     """What to use from now on, looked at every so often. All ranks that look at equal maps decide
     equally; one rank should decide and tell the others."""
-    best = first_topology(links)
+    best = first_topology(links, rules)
     gained = ring_bytes_per_s(links, best.ring) / ring_bytes_per_s(links, now.ring)
     if gained < rules.least_gain and best.groups == now.groups:
         return replace(now, doubts=0)

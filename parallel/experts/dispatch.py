@@ -16,7 +16,6 @@ Guarantees, each asserted in tests/parallel/experts/test_dispatch.py:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,9 +27,11 @@ from torch.autograd.function import once_differentiable
 from comms.ledger import Ledger
 from parallel.experts.loans import Lent, Loans
 from parallel.experts.placement import Placement
+from parallel.experts.route import Hosts
 from parallel.experts.transport import (
     Announced,
     Announcement,
+    HostGroups,
     Lane,
     StagedAnnounced,
     Transport,
@@ -101,17 +102,6 @@ class Stay:
         return stacked
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostGroups:
-    """The two stages of an expert group over several hosts."""
-
-    inside: dist.ProcessGroup
-    """The ranks of this host, in order."""
-
-    between: dist.ProcessGroup
-    """The ranks with this rank's place in its host, in order of hosts."""
-
-
 def _check(ranks: int, num_experts: int, hosts: HostGroups | None) -> None:
     if num_experts % ranks:
         raise ValueError(
@@ -133,8 +123,8 @@ class ExpertDispatch:
         dispatch = ExpertDispatch(group, num_experts=64, ledger=Ledger())
         y_RD = dispatch.run(x_RD, counts_E, my_local_experts)
 
-    With `hosts`, rows travel in two stages; its groups together are `group`, host by host. Raises
-    ValueError where the experts cannot be spread evenly.
+    With `hosts`, rows travel in two stages. Raises ValueError where the experts cannot be spread
+    evenly, or the groups of `hosts` are not those of as many ranks.
     """
 
     def __init__(
@@ -148,17 +138,27 @@ class ExpertDispatch:
         ranks = self.ranks = group.size()
         self.group = group
         self.ledger = ledger
-        _check(ranks, num_experts, hosts)
+        self._num_experts = num_experts
         self._slots = (num_experts // ranks,) * ranks
         self._weight_lane = Lane(group, ledger, "lend_experts")
         self._loans: Loans | None = None
+        self._lanes: list[Lane] = []
+        self._hosts: Hosts | None = None
+        self.travel(hosts)
+
+    def travel(self, hosts: HostGroups | None) -> None:
+        """From now on, let rows travel in the two stages of `hosts`, or directly. All ranks of the
+        group call it alike, between two steps; results stay bitwise the same."""
+        _check(self.ranks, self._num_experts, hosts)
+        group, ledger = self.group, self.ledger
         if hosts is None or 1 in (hosts.inside.size(), hosts.between.size()):
-            self._lanes = [Lane(group, ledger, "all_to_all")]
+            self._lanes, self._hosts = [Lane(group, ledger, "all_to_all")], None
         else:
             self._lanes = [
                 Lane(hosts.inside, ledger, "all_to_all_inside_hosts"),
                 Lane(hosts.between, ledger, "all_to_all_between_hosts"),
             ]
+            self._hosts = hosts.hosts
 
     @torch.compiler.disable
     def open(self, counts_V: Tensor) -> Trip:
@@ -167,11 +167,11 @@ class ExpertDispatch:
         slots = self._slots if loans is None else loans.slots
         counts_V = counts_V if loans is None else loans.split(counts_V)
         announced: Announcement
-        if len(self._lanes) == 1:
+        if self._hosts is None:
             announced = Announced(self._lanes[0], counts_V, slots, loans)
         else:
             inside, between = self._lanes
-            announced = StagedAnnounced(inside, between, counts_V, slots, loans)
+            announced = StagedAnnounced(inside, between, self._hosts, counts_V, slots, loans)
         return _SentTrip(self._lanes, announced, counts_V.device)
 
     @torch.compiler.disable

@@ -1,6 +1,6 @@
 """Pure: which rows go to which rank, from the counts that the ranks told each other.
 
-P ranks, H hosts of L ranks each (P = H L, rank = host L + local), V slots over all ranks, v of this
+P ranks, H hosts of L ranks each (P = H L), V slots over all ranks, v of this
 rank. A slot is an expert, or a copy of one. A chunk is a run of rows with one origin and one
 destination.
 
@@ -89,11 +89,65 @@ def _sums(counts: Sequence[int], sizes: Sequence[int]) -> list[int]:
     return totals
 
 
-def _by_slot(arrived: Sequence[int], sources: int) -> tuple[Regroup, tuple[int, ...]]:
-    """From chunks ordered by (source, slot) to (slot, source)."""
-    slots = len(arrived) // sources
-    final = Regroup(tuple(arrived), transposed(sources, slots))
+def _by_slot(arrived: Sequence[int], order: Sequence[int]) -> tuple[Regroup, tuple[int, ...]]:
+    """From chunks ordered by (source, slot), sources as `order` names them, to (slot, source)."""
+    sources, slots = len(order), len(arrived) // len(order)
+    places = sorted(range(sources), key=order.__getitem__)
+    by_slot = tuple(place * slots + slot for slot in range(slots) for place in places)
+    final = Regroup(tuple(arrived), by_slot)
     return final, tuple(_sums(final.sizes_after(), [sources] * slots))
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Which ranks are together in the first of two stages: those of a host, or of several hosts.
+
+    Groups count their members as ranks do, so a place's ranks need not come in the same order of
+    hosts as another's. Raises ValueError where hosts do not share all ranks out evenly.
+    """
+
+    ranks: tuple[tuple[int, ...], ...]
+    """Of each host, ascending; a rank's place is its index."""
+
+    def __post_init__(self) -> None:
+        everybody = sorted(rank for host in self.ranks for rank in host)
+        even = len({len(host) for host in self.ranks}) == 1
+        ascending = all(list(host) == sorted(host) for host in self.ranks)
+        if not even or not ascending or everybody != list(range(len(everybody))):
+            raise ValueError(
+                f"{self.ranks} must be equal groups of ascending ranks, each of which is in one"
+            )
+
+    @classmethod
+    def neighbours(cls, ranks: int, *, local_ranks: int) -> "Hosts":
+        """Neighbours in rank share hosts."""
+        starts = range(0, ranks, local_ranks)
+        return cls(tuple(tuple(range(at, at + local_ranks)) for at in starts))
+
+    @property
+    def count(self) -> int:
+        """How many hosts there are."""
+        return len(self.ranks)
+
+    @property
+    def local_ranks(self) -> int:
+        """Ranks of each."""
+        return len(self.ranks[0])
+
+    def place(self, local: int) -> list[int]:
+        """The ranks with this place on their hosts, ascending."""
+        return sorted(host[local] for host in self.ranks)
+
+    @property
+    def by_place(self) -> tuple[int, ...]:
+        """All ranks, place by place."""
+        return tuple(rank for local in range(self.local_ranks) for rank in self.place(local))
+
+    def sources(self, local: int) -> list[int]:
+        """All ranks in the order in which rows of theirs come to a rank with this place: host by
+        host, as its own place's ranks come."""
+        host_of = {rank: host for host in self.ranks for rank in host}
+        return [rank for twin in self.place(local) for rank in host_of[twin]]
 
 
 def direct_plan(sent: Sequence[int], arrived: Sequence[int], slots: Sequence[int]) -> RowPlan:
@@ -109,7 +163,7 @@ def direct_plan(sent: Sequence[int], arrived: Sequence[int], slots: Sequence[int
         sent=tuple(to_ranks),
         received=tuple(_sums(arrived, [len(arrived) // ranks] * ranks)),
     )
-    final, slot_rows = _by_slot(arrived, ranks)
+    final, slot_rows = _by_slot(arrived, range(ranks))
     return RowPlan((hop,), final, slot_rows)
 
 
@@ -119,7 +173,7 @@ def staged_plan(
     arrived: Sequence[int],
     slots: Sequence[int],
     *,
-    local_ranks: int,
+    hosts: Hosts,
     local: int,
 ) -> RowPlan:
     """Inside hosts to the rank with the destination's place, then between hosts to that host.
@@ -128,24 +182,24 @@ def staged_plan(
     slot of the rank in this one's place there. `arrived` is what came from the other hosts' ranks
     in this place: for each host, each of its ranks and each slot of this rank.
     """
-    hosts = len(slots) // local_ranks
+    count, local_ranks = hosts.count, hosts.local_ranks
     to_ranks = _sums(sent, slots)
-    first = Regroup(tuple(to_ranks), transposed(hosts, local_ranks))
-    own_place = [slots[host * local_ranks + local] for host in range(hosts)]
+    first = Regroup(tuple(to_ranks), hosts.by_place)
+    own_place = [slots[rank] for rank in hosts.place(local)]
     chunks = _sums(gathered, own_place * local_ranks)
-    second = Regroup(tuple(chunks), transposed(local_ranks, hosts))
-    final, slot_rows = _by_slot(arrived, len(slots))
-    per_host = [len(arrived) // hosts] * hosts
+    second = Regroup(tuple(chunks), transposed(local_ranks, count))
+    final, slot_rows = _by_slot(arrived, hosts.sources(local))
+    per_host = [len(arrived) // count] * count
     return RowPlan(
         (
             HopRows(
                 before=first,
-                sent=tuple(_sums(first.sizes_after(), [hosts] * local_ranks)),
-                received=tuple(_sums(chunks, [hosts] * local_ranks)),
+                sent=tuple(_sums(first.sizes_after(), [count] * local_ranks)),
+                received=tuple(_sums(chunks, [count] * local_ranks)),
             ),
             HopRows(
                 before=second,
-                sent=tuple(_sums(second.sizes_after(), [local_ranks] * hosts)),
+                sent=tuple(_sums(second.sizes_after(), [local_ranks] * count)),
                 received=tuple(_sums(arrived, per_host)),
             ),
         ),

@@ -6,7 +6,7 @@ No autograd in here: the gradient of the way out is the way home, and the other 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -16,7 +16,28 @@ from torch import Tensor
 
 from comms.ledger import Ledger
 from comms.telemetry.recorder import UNRECORDED
-from parallel.experts.route import Regroup, RowPlan, direct_plan, staged_plan, transposed
+from parallel.experts.route import (
+    Hosts,
+    Regroup,
+    RowPlan,
+    direct_plan,
+    staged_plan,
+    transposed,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostGroups:
+    """The two stages of an expert group over several hosts, or over groups of hosts."""
+
+    inside: dist.ProcessGroup
+    """The ranks of this host, in order."""
+
+    between: dist.ProcessGroup
+    """The ranks with this rank's place in its host, in order."""
+
+    hosts: Hosts
+    """Which places of the expert group are together."""
 
 
 class Lane:
@@ -129,21 +150,22 @@ class StagedAnnounced:
         self,
         inside: Lane,
         between: Lane,
+        hosts: Hosts,
         counts_V: Tensor,
         slots: Sequence[int],
         order: RowOrder | None = None,
     ) -> None:
         self._slots, self._counts_V, self._order = slots, counts_V, order
-        self._local_ranks, self._local = inside.ranks, inside.rank
-        hosts, ranks = between.ranks, inside.ranks
-        places = [[slots[h * ranks + p] for h in range(hosts)] for p in range(ranks)]
+        self._hosts, self._local = hosts, inside.rank
+        count, ranks = between.ranks, inside.ranks
+        places = [[slots[rank] for rank in hosts.place(local)] for local in range(ranks)]
         own = places[inside.rank]
-        by_place = Regroup(tuple(slots), transposed(hosts, ranks)).apply(counts_V)
+        leaving = Regroup(tuple(slots), hosts.by_place).apply(counts_V)
         sent = [sum(place) for place in places]
-        gathered = inside.begin(by_place, sent, [sum(own)] * ranks, "_counts").wait()
+        gathered = inside.begin(leaving, sent, [sum(own)] * ranks, "_counts").wait()
         self._gathered = gathered
-        by_host = Regroup(tuple(own * ranks), transposed(ranks, hosts)).apply(gathered)
-        arriving = [ranks * slots[between.rank * ranks + inside.rank]] * hosts
+        by_host = Regroup(tuple(own * ranks), transposed(ranks, count)).apply(gathered)
+        arriving = [ranks * own[between.rank]] * count
         self._flight = between.begin(by_host, [ranks * n for n in own], arriving, "_counts")
 
     def plan(self) -> RowPlan:
@@ -157,7 +179,7 @@ class StagedAnnounced:
             counts[first:second],
             counts[second:],
             self._slots,
-            local_ranks=self._local_ranks,
+            hosts=self._hosts,
             local=self._local,
         )
         return _from(self._order, plan, counts[:first])

@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.config import ClusterConfig
@@ -24,7 +26,7 @@ from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 
-STEPS = 60
+STEPS = 100
 
 
 def job(tmp_path: Path, name: str) -> JobConfig:
@@ -63,6 +65,17 @@ def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread
     return thread
 
 
+def idle_process(folder: RunFolder) -> int | None:
+    """A process of this test's own cluster that has no rank."""
+    started = events(folder, "ranks_started")
+    ranks = {rank["process"] for rank in started[-1]["ranks"]} if started else set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("ray::TrainWorke") and child.pid not in ranks:
+                return child.pid
+    return None
+
+
 def run(
     job: JobConfig, view: Any, recovery: RecoveryConfig | None = None, **cluster: Any
 ) -> ExitCode:
@@ -77,7 +90,7 @@ def run(
     )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_killed_ranks_are_replaced_and_nothing_is_lost(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
@@ -93,11 +106,24 @@ def test_killed_ranks_are_replaced_and_nothing_is_lost(
     def recovered_once() -> bool:
         return folder.events.exists() and bool(events(folder, "recovered"))
 
-    threads = [when(lambda: len(view.steps) >= 2, kill(1)), when(recovered_once, kill(0))]
+    def kill_spare() -> None:
+        spare = idle_process(folder)
+        assert spare is not None
+        os.kill(spare, signal.SIGKILL)
+
+    def spare_missed() -> bool:
+        return folder.events.exists() and bool(events(folder, "spare_lost"))
+
+    threads = [
+        when(lambda: len(view.steps) >= 2, kill_spare),
+        when(spare_missed, kill(1)),
+        when(recovered_once, kill(0)),
+    ]
     assert run(broken, view, spares=1) is ExitCode.DONE
     for thread in threads:
         thread.join()
     assert losses(folder) == losses(RunFolder.of(whole.run))
+    assert len(events(folder, "spare_lost")) == 1
     assert [event["rank"] for event in events(folder, "worker_lost")] == [1, 0]
     recovered = events(folder, "recovered")
     assert len(recovered) == 2

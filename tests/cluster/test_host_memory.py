@@ -1,11 +1,8 @@
-"""The guarantees of cluster/host_memory.py and of cluster/memory_watch.py."""
+"""The guarantees of cluster/host_memory.py."""
 
 import random
-from itertools import pairwise
 
 from cluster.host_memory import GIB, host_memory_gib, read_memory, slope_alarm
-from cluster.memory_watch import WARM_UP_STEPS, MemoryWatch
-from cluster.reading import Memory, Reading
 
 
 def samples(per_step_gib: float, noise_gib: float = 0.0, count: int = 40) -> list[tuple[int, int]]:
@@ -45,29 +42,6 @@ def test_a_single_jump_is_no_trend() -> None:
 
 def test_few_samples_say_nothing() -> None:
     assert alarm(samples(1.0, count=4)) is None
-
-
-def reading(rank: int, step: int, host_gib: float, process_gib: float) -> Reading:
-    memory = Memory(
-        host_used_bytes=int(host_gib * GIB),
-        host_total_bytes=64 * GIB,
-        process_bytes=int(process_gib * GIB),
-    )
-    return Reading(rank=rank, phase="training", step=step, elapsed_s=0.0, memory=memory, reports=())
-
-
-def test_watch_names_the_host_and_the_rank_that_grew_and_does_not_nag() -> None:
-    watch = MemoryWatch(horizon_steps=100)
-    alarms = []
-    for step in range(60):
-        newest = {0: reading(0, step, 8 + step / 2, 1), 1: reading(1, step, 8 + step / 2, step / 2)}
-        found = [watch.add(newest[rank], "node-a", newest) for rank in (0, 1)]
-        alarms.extend((step, text) for text in found if text)
-    steps = [step for step, _ in alarms]
-    assert steps[0] > WARM_UP_STEPS
-    assert all(later - earlier >= 25 for earlier, later in pairwise(steps))
-    assert "host memory of node-a" in alarms[0][1]
-    assert "of its ranks, 1 grew most" in alarms[0][1]
 
 
 def test_memory_of_this_host_is_read() -> None:

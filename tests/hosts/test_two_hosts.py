@@ -115,26 +115,3 @@ def test_ray_job_stop_saves_and_ends_with_143(hosts: tuple[Host, Host], tmp_path
     assert record["code"] == 143
     assert (tmp_path / "stopped/checkpoints/latest").exists()
     assert record["step"] >= 3
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(record["step"], record["loss"]) for record in records(folder / "metrics.jsonl")]
-
-
-def test_a_run_goes_on_without_a_lost_host(hosts: tuple[Host, Host], tmp_path: Path) -> None:
-    steps = ("train.steps=120", "checkpoint.interval_steps=20")
-    whole = hosts[0].run(submission(tmp_path, "whole", *steps), timeout_s=240)
-    assert whole.returncode == 0, whole.stdout + whole.stderr
-    submitted = hosts[0].popen(submission(tmp_path, "lost", *steps), tmp_path / "submit.log")
-    wait_for_steps(tmp_path / "lost", 30, timeout_s=120)
-    hosts[1].kill()
-    assert submitted.wait(200) == 0, (tmp_path / "submit.log").read_text()
-    told = {record["kind"]: record for record in records(tmp_path / "lost/events.jsonl")}
-    assert told["worker_lost"]["rank"] == 1
-    assert told["worker_lost"]["host"] in (hosts[1].address, hosts[1].namespace)
-    assert (told["layout_changed"]["ranks_before"], told["layout_changed"]["ranks"]) == (2, 1)
-    assert told["recovered"]["lost_steps"] <= 1
-    undisturbed = losses(tmp_path / "whole")
-    assert [step for step, _ in losses(tmp_path / "lost")] == [step for step, _ in undisturbed]
-    for (_, own), (_, other) in zip(losses(tmp_path / "lost"), undisturbed, strict=True):
-        assert own == pytest.approx(other, rel=1e-3)

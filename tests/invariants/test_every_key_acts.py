@@ -20,9 +20,10 @@ from trainer.model.decoder import Decoder
 from trainer.model.hf_weights import write_hf_folder
 from trainer.model.init import init_weights
 from trainer.model.resolve import resolve_architecture
+from trainer.numeric.config import NumericConfig
 from trainer.reads import leaves_of
 
-DRIVER_KEYS = {"run.project", "run.sample_prompt"}
+DRIVER_KEYS = {"run.project", "run.sample_prompt", "keep.replica_share"}
 """Read by the driver, which these runs do without."""
 
 
@@ -48,6 +49,11 @@ def _rope(job: JobConfig, kind: str) -> JobConfig:
     model = replace(job.model, moe=None, sliding_window=16, rope_scaling=scaling)
     sched = SchedConfig(name="wsd", warmup_steps=2)
     return replace(job, model=model, sched=sched)
+
+
+def _rolling(job: JobConfig) -> JobConfig:
+    checkpoint = CheckpointConfig(interval_steps=20)
+    return replace(job, numeric=NumericConfig(on_spike="rollback"), checkpoint=checkpoint)
 
 
 def _even_experts(job: JobConfig) -> JobConfig:
@@ -126,7 +132,7 @@ def test_every_key_is_read_by_some_run(tmp_path):
         (replace(job, parallel=ParallelConfig(pp=2, schedule="interleaved", stages_per_rank=1)), 2),
         (_even_experts(job), 2),
         (_rope(job, "yarn"), 1),
-        (_rope(job, "llama3"), 1),
+        (_rolling(_rope(job, "llama3")), 1),
         (_chat(job, tmp_path), 1),
         (_jsonl(job, tmp_path), 1),
         (_folder_model(job, tmp_path), 1),

@@ -20,7 +20,7 @@ from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import prepare_tokenizer
 from trainer.errors import InfrastructureError, RecipeError
 from trainer.job import Listeners
-from trainer.loop import publish_rest, refuse_endless_skipping, run_step
+from trainer.loop import publish_rest, run_step
 from trainer.metrics import JsonlSink
 from trainer.run_folder import RunFolder
 from trainer.status import Status
@@ -154,7 +154,6 @@ def _poisoned(rank: int, config: JobConfig) -> tuple[list[bool], int]:
                 if step == 2 and rank == 1:
                     weight.fill_(torch.nan)
                 verdict, _ = run_step(job, step, ended_s=time.perf_counter())
-                refuse_endless_skipping(job, verdict)
                 commits.append(verdict.commit)
                 if step == 2 and rank == 1:
                     weight.copy_(kept)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from cluster.drills.faults import flip_bytes
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
 from tests.jobs import start_ranks, tiny_job, train_on_ranks
 from trainer.config import JobConfig, TrainConfig
 from trainer.errors import RecipeError, ResourceError
 from trainer.keeping.config import KeepingConfig
+from trainer.keeping.folder import list_shares
 from trainer.run_folder import RunFolder
 
 STEPS = 26
@@ -60,19 +62,44 @@ def test_a_killed_run_goes_on_from_memory_with_the_same_losses(tmp_path):
     offloaded = replace(config, offload=OffloadConfig(optimizer="host"))
     reported.append(_killed(offloaded, 2, step=9))
     reported.append(_killed(config, 2, step=15))
+    left, _ = train_on_ranks(config, 2, leave_after=2)
+    assert left.kind == "regrouped"
+    reported.append(left.step)
     moved = replace(config, parallel=ParallelConfig(shard=3))
     outcome, reports = train_on_ranks(moved, 3)
 
     assert outcome.step == STEPS
     assert reports[-1].tokens == undisturbed[-1].tokens
     resumed = _events(config, "resumed")
-    assert [event["place"] for event in resumed] == ["memory"] * 3
+    assert [event["place"] for event in resumed] == ["memory"] * 4
+    assert resumed[-1]["step"] == left.step
     for event, last in zip(resumed, reported, strict=True):
         assert last - 1 <= event["step"] <= last
     kept = resumed[-1]["step"]
     assert _losses(config)[:kept] == wanted[:kept]
     assert _losses(config) == pytest.approx(wanted, rel=1e-5)
     assert not list((tmp_path / "keep").iterdir())
+
+
+@pytest.mark.timeout(120)
+def test_a_damaged_snapshot_leads_to_the_step_before_and_is_told(tmp_path):
+    config = tiny_job(tmp_path, train=TRAIN)
+    whole = replace(config, run=replace(config.run, name="whole"))
+    train_on_ranks(whole, 1)
+    _killed(config, 1, step=6)
+    shares = {
+        share.header.step: share.path
+        for folder in (tmp_path / "keep").iterdir()
+        for share in list_shares(folder)
+    }
+    newest = max(shares)
+    flip_bytes(shares[newest])
+    train_on_ranks(config, 1)
+    (resumed,) = _events(config, "resumed")
+    assert (resumed["step"], resumed["place"]) == (newest - 1, "memory")
+    (skipped,) = _events(config, "checkpoint_skipped")
+    assert "checksum" in skipped["cause"]
+    assert _losses(config) == _losses(whole)
 
 
 @pytest.mark.timeout(120)

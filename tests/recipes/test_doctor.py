@@ -17,6 +17,7 @@ GOOD = Machine(
     cores=8,
     memory_bytes=32 * GIB,
     shared_memory_bytes=GIB,
+    run_memory_bytes=0,
     run_dir="runs",
     run_dir_writable=True,
     run_dir_free_bytes=100 * GIB,

@@ -2,41 +2,57 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
 from comms.ledger import Ledger
+from comms.links.probe import measure_links
 from parallel.layout import Layout
 from parallel.pool import open_pool
 from parallel.sequence.stretches import AttentionScheme
 from tests.ranks import run_on_ranks
-from trainer.links import open_links
+from trainer.host_map import map_hosts
+from trainer.links import Followers, open_links
 from trainer.planner.plan import StepPlan
 from trainer.run_folder import RunFolder
+
+QUICK = partial(measure_links, budget_s=0.2)
+
+
+def _as_host(rank: int) -> RankEnvironment:
+    return replace(RankEnvironment.on_this_machine(rank, 4, 0), host=f"host{rank}", local_rank=0)
 
 
 def _linked(rank: int, root: str) -> dict:
     layout, folder = Layout(shard=4), RunFolder(Path(root))
     here = RankEnvironment.on_this_machine(rank, 4, 0)
-    alone = open_links(here, layout, folder, step=0)
-    links = open_links(
-        replace(here, host=f"host{rank}", local_rank=0), layout, folder, step=3, budget_s=0.2
-    )
-    assert links is not None
+    alone = open_links(map_hosts(here), here, Followers(), layout, folder, step=0)
     scheme = AttentionScheme(ring=4)
     pool = open_pool(layout, rank=rank, schemes=[scheme], ledger=Ledger())
+    host = _as_host(rank)
+    links = open_links(
+        map_hosts(host, QUICK),
+        host,
+        Followers(rings=[pool]),
+        layout,
+        folder,
+        step=3,
+        measure=QUICK,
+    )
+    assert links is not None
     before = pool.attention(scheme)
     plan = StepPlan(step=4, layout=layout, rounds=(), ring_hosts=(0, 1, 2, 3), measure_links=True)
-    links.follow(plan, pool)
+    links.follow(plan)
     ordered = pool.attention(scheme)
-    links.follow(replace(plan, measure_links=False), pool)
+    links.follow(replace(plan, measure_links=False))
     kept = pool.attention(scheme)
     two = replace(here, local_rank=0)
-    apart = open_links(
-        two, Layout(island=2, shard=2), RunFolder(Path(root) / "two"), step=0, budget_s=0.2
-    )
+    islands = Layout(island=2, shard=2)
+    folder_of_two = RunFolder(Path(root) / "two")
+    apart = open_links(map_hosts(two, QUICK), two, Followers(), islands, folder_of_two, step=0)
     assert apart is not None
     dist.barrier()
     return {

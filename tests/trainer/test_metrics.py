@@ -90,6 +90,18 @@ def test_lines_have_the_promised_fields(tmp_path):
     assert plans["predicted"].keys() == plans["measured"].keys()
 
 
+def test_lines_wait_while_the_disk_is_full(tmp_path):
+    metrics, plans = tmp_path / "metrics.jsonl", tmp_path / "plans.jsonl"
+    metrics.symlink_to("/dev/full")
+    sink = JsonlSink(metrics, plans)
+    sink.write(_report(3))
+    assert not plans.exists()
+    metrics.unlink()
+    sink.write(_report(4))
+    for path in (metrics, plans):
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [3, 4]
+
+
 def test_what_the_optimizer_moved_is_told_and_only_then():
     assert not [name for name in _report().metrics_record() if name.startswith("offload")]
     moved = Movement(

@@ -77,3 +77,14 @@ def test_a_lone_rank_needs_no_group():
     verdict = vote(_ballot(0), rank=0, world_size=1)
     assert verdict.commit
     assert verdict.grad_norm == 2.0
+
+
+def _cast_leaving(rank: int, asked: int, unkept: int) -> tuple[bool, bool, bool]:
+    ballot = _ballot(rank, regroup=rank == asked, in_memory=rank != unkept)
+    verdict = vote(ballot, rank=rank, world_size=2)
+    return verdict.regroup, verdict.in_memory, verdict.stop
+
+
+def test_one_rank_that_is_asked_to_leave_is_enough_and_all_must_have_the_step():
+    assert run_on_ranks(2, _cast_leaving, 1, -1) == [(True, True, False)] * 2
+    assert run_on_ranks(2, _cast_leaving, -1, 0) == [(False, False, False)] * 2

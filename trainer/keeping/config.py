@@ -16,6 +16,15 @@ class KeepingConfig:
     slots: int = 2
     """Snapshots of each rank that are held; more let copies on other hosts lag further behind."""
 
+    replica_hosts: int | Literal["auto"] = "auto"
+    """Other hosts that hold copies of each host's snapshots in their memory, so that a host can be
+    lost; 0 for none. `auto` is one where there are several hosts and room for it, else none;
+    several islands have none."""
+
+    replica_share: float = 0.03
+    """Share of the time in which links between hosts may carry these copies: it says how old they
+    are. A copy that takes 1 s is made every 33 s."""
+
     dir: str = "/dev/shm"
     """Folder in memory on every host, in which each run has a folder of its own."""
 
@@ -30,6 +39,13 @@ class KeepingConfig:
                 f"keep.slots must be at least 2, got {self.slots}: one is whole while another is "
                 "being written"
             )
+        if self.replica_hosts != "auto" and self.replica_hosts < 0:
+            raise ValueError(
+                f"keep.replica_hosts must not be negative, got {self.replica_hosts}; 0 keeps no "
+                "copies on other hosts"
+            )
+        if not 0 < self.replica_share <= 1:
+            raise ValueError(f"keep.replica_share must be in (0, 1], got {self.replica_share}")
         if not self.dir.startswith("/"):
             raise ValueError(
                 f"keep.dir={self.dir!r} is relative, and ranks start in folders of their own; "
@@ -40,3 +56,9 @@ class KeepingConfig:
     def every_steps(self) -> int:
         """Steps between snapshots where they are made; 0 for never."""
         return 1 if self.interval_steps == "auto" else self.interval_steps
+
+    def replicas_over(self, hosts: int) -> int:
+        """Hosts that are to hold copies of each host's snapshots, where there are `hosts`."""
+        if not self.every_steps:
+            return 0
+        return min(1 if self.replica_hosts == "auto" else self.replica_hosts, hosts - 1)

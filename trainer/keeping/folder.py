@@ -167,12 +167,31 @@ def check_share(path: Path) -> Header:
     return header
 
 
-def remove_older(folder: Path, generation: int) -> None:
-    """Delete what starts before `generation` left on this host."""
+def remove_older(folder: Path, generation: int, *, but: int = -1) -> None:
+    """Delete what starts before `generation` left on this host, less the shares of step `but`."""
     for place in folder.glob("generation-*"):
         match = _GENERATION.fullmatch(place.name)
-        if match and int(match[1]) < generation:
+        if not match or int(match[1]) >= generation:
+            continue
+        if but < 0:
             shutil.rmtree(place, ignore_errors=True)
+            continue
+        for path in place.glob("rank-*/*"):
+            if not _holds(path, but):
+                path.unlink(missing_ok=True)
+
+
+def remove_copies(folder: Path, *, but: int) -> None:
+    """Delete the copies of all other steps than `but` that were brought to this host."""
+    for path in folder.glob("generation-*/rank-*/copy-*"):
+        if _step_of_copy(path) != but:
+            path.unlink(missing_ok=True)
+
+
+def _holds(path: Path, step: int) -> bool:
+    with contextlib.suppress(ShareDamaged, OSError):
+        return read_header(path).step == step
+    return False
 
 
 def clean(folder: Path) -> None:

@@ -32,6 +32,7 @@ from trainer.checkpoint.share import Share, State, local_part
 from trainer.keeping.copying import Part, copy_parts, parts_between
 from trainer.keeping.folder import make_folder, rank_folder, remove_older
 from trainer.keeping.header import WORD_BYTES, aligned, reduced
+from trainer.keeping.hold import RESERVED_SLOTS, Hold, Rotation, read_hold
 from trainer.keeping.loose import (
     NOTHING,
     Loose,
@@ -76,19 +77,22 @@ class Snapshots:
         slots: int,
         meta: dict[str, Any],
         reserve_bytes: int = 0,
+        replicated: bool = False,
     ) -> None:
-        """Raises OSError where there is no room or the folder is another user's."""
-        self._folder, self._generation = folder, owner.generation
-        self._share = share
-        self._placed = place_pieces(share)
+        """`replicated` makes slots for steps that are copied to other hosts. Raises OSError where
+        there is no room or the folder is another user's."""
+        self._folder, self._generation, self._replicated = folder, owner.generation, replicated
+        self._share, self._placed = share, place_pieces(share)
         self._names = {place.piece.name for place in self._placed}
         self._pieces_json = encode_pieces(self._placed, share.tensors)
         described = len(encode_description(meta, self._pieces_json))
-        place = rank_folder(folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks)
+        self._place = place = rank_folder(
+            folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks
+        )
         make_folder(folder, place)
-        self._place = place
+        self._rotation = Rotation(slots, RESERVED_SLOTS if replicated else 0)
         size = payload_bytes(self._placed) + aligned(reserve_bytes, WORD_BYTES)
-        self._slots = _slots(place, owner, slots, described, size)
+        self._slots = _slots(place, owner, len(self._rotation.steps), described, size)
         self._parts: list[_Parts] = [((), []) for _ in self._slots]
         self._known: list[_Known] = [self._nothing_loose() for _ in self._slots]
         self._staging = DeviceStaging(self._placed)
@@ -122,7 +126,7 @@ class Snapshots:
             if loose is not None:
                 loose.kept.set()
             return
-        slot = self._taken % len(self._slots)
+        slot = self._rotation.next(step, self._hold())
         self._taken += 1
         sources = {
             name: local_part(tensor) for name, tensor in state.items() if name in self._names
@@ -147,9 +151,14 @@ class Snapshots:
         return perf_counter() - begin_s
 
     def remove_older(self) -> None:
-        """Delete, on the thread, what earlier starts left on this host. For one rank per host, once
-        a snapshot of this start is whole on all ranks."""
-        self._thread.submit(remove_older, self._folder, self._generation)
+        """Delete, on the thread, what earlier starts left on this host, but for the step that other
+        hosts have copies of. For one rank per host, once a snapshot of this start is whole on all
+        ranks."""
+        kept = self._hold().kept
+        self._thread.submit(remove_older, self._folder, self._generation, but=kept)
+
+    def _hold(self) -> Hold:
+        return read_hold(self._folder) if self._replicated else Hold()
 
     def _copy(
         self,

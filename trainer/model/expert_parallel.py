@@ -5,7 +5,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from comms.ledger import Ledger
-from parallel.experts.dispatch import ExpertDispatch, HostGroups
+from parallel.experts.dispatch import ExpertDispatch
+from parallel.experts.transport import HostGroups
 from parallel.mesh import Meshes
 from trainer.model.experts import Experts
 from trainer.model.layers import DecoderLayers

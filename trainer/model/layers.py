@@ -3,7 +3,7 @@
 T tokens, D model width, V vocabulary, E experts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -69,6 +69,9 @@ class DecoderLayers(nn.Module):
     group, because the projection's weight is used directly.
     """
 
+    gradient_watch: Callable[[Tensor], None] | None = None
+    """Is shown the gradient of what the first of these layers is given."""
+
     def __init__(self, architecture: Architecture, layers: range) -> None:
         super().__init__()
         a = architecture
@@ -122,6 +125,8 @@ class DecoderLayers(nn.Module):
             sequences=sequence_weights(batch, sharing.sum_over_group) if has_experts else None,
         )
         angles = rotary(self.architecture, batch.positions_T, batch.document_ends, batch.stretches)
+        if self.gradient_watch is not None and x_TD.requires_grad:
+            x_TD.register_hook(self.gradient_watch)
         stats = []
         for number, block in zip(self.layers.numbers, self.layers, strict=True):
             x_TD, block_stats = self._run(number, block, x_TD, angles, packing)

@@ -8,7 +8,7 @@ Guarantees, each asserted in tests/trainer/model/test_stage.py:
   that weights and checkpoints fit any number of stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,16 @@ class DecoderStages(nn.Module):
     def swap(self, wanted: BlockSwap | None) -> None:
         for stage in self.stages:
             stage.swap = wanted
+
+    @property
+    def gradient_watch(self) -> Callable[[Tensor], None] | None:
+        """Is shown the gradient of what each stage is given."""
+        return self.stages[0].gradient_watch
+
+    @gradient_watch.setter
+    def gradient_watch(self, wanted: Callable[[Tensor], None] | None) -> None:
+        for stage in self.stages:
+            stage.gradient_watch = wanted
 
     @property
     def experts(self) -> list[Experts]:

@@ -27,6 +27,7 @@ def decode_plan(payload: bytes) -> StepPlan:
             "layout": Layout(**fields["layout"]),
             "rounds": tuple(_round(r) for r in fields["rounds"]),
             "ring_hosts": tuple(fields["ring_hosts"]),
+            "host_groups": tuple(tuple(group) for group in fields["host_groups"]),
             "outer": None if fields["outer"] is None else OuterPlan(**fields["outer"]),
             "predicted": Terms(**fields["predicted"]),
             "reasons": tuple(fields["reasons"]),

@@ -1,10 +1,11 @@
-"""Pure: rings that follow the map of links, and when to measure it again.
+"""Pure: rings and groups that follow the map of links, and when to measure it again.
 
 Guarantees, each asserted in tests/trainer/planner/test_links.py:
 - everything else of the plan is the planner's own, and what is observed reaches it;
 - a measurement is asked for where communication took longer than predicted some times in a row,
   and not again for a while; noise asks for none;
-- the order of rings changes where a measurement says that another is faster by enough;
+- the order of rings changes where a measurement says that another is faster by enough, and groups
+  of hosts where it says that others hang together;
 - ranks of a host stay neighbours in a ring, in whatever order hosts follow each other;
 - advice names islands only where hosts that hang together are equal blocks of neighbours.
 """
@@ -44,7 +45,7 @@ class LinkWatch:
     _slow: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.topology = first_topology(self.links)
+        self.topology = first_topology(self.links, self.rules)
 
     def observe(self, predicted: Terms, measured: Terms) -> None:
         """Take note of one step's communication."""
@@ -59,18 +60,18 @@ class LinkWatch:
             self.wanted = True
 
     def take(self, links: LinkMap) -> bool:
-        """Use what was measured now; whether rings change. One measurement is enough, since several
-        slow steps asked for it."""
+        """Use what was measured now; whether rings or groups change. One measurement is enough,
+        since several slow steps asked for it."""
         before = self.topology
         self.links = links
         self.topology = reconsider(before, links, replace(self.rules, patience=1))
         self.wanted = False
         self._measured_at, self._slow = self._steps, 0
-        return self.topology.ring != before.ring
+        return (self.topology.ring, self.topology.groups) != (before.ring, before.groups)
 
 
 class LinkedPlanner:
-    """`planner`, for rings over hosts whose links are watched."""
+    """`planner`, for hosts whose links are watched."""
 
     def __init__(self, planner: Planner, watch: LinkWatch) -> None:
         self._planner = planner
@@ -82,10 +83,12 @@ class LinkedPlanner:
         return self._planner.hardware
 
     def choose(self, step: int, lengths_tokens: Sequence[int]) -> StepPlan:
-        """The planner's plan for `step`, with the order of rings."""
+        """The planner's plan for `step`, with the order of rings and the groups of hosts."""
         plan = self._planner.choose(step, lengths_tokens)
         measure, self._watch.wanted = self._watch.wanted, False
-        return replace(plan, ring_hosts=self._watch.topology.ring, measure_links=measure)
+        topology = self._watch.topology
+        together = topology.groups if len(topology.groups) > 1 else ()
+        return replace(plan, ring_hosts=topology.ring, host_groups=together, measure_links=measure)
 
     def observe(self, plan: StepPlan, measured: Terms) -> None:
         """Learn from what `plan` took."""

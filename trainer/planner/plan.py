@@ -124,7 +124,12 @@ class StepPlan:
     the rates that each rank measures."""
 
     ring_hosts: tuple[int, ...] = ()
-    """Hosts of the island in the order in which rings pass them; empty: as they come."""
+    """Hosts of the island in the order in which rings pass them, those of attention and of what
+    replicas send compressed; empty: as they come."""
+
+    host_groups: tuple[tuple[int, ...], ...] = ()
+    """Hosts of the island that fast links join: the first of two stages in which rows travel to
+    experts. Empty: each host for itself."""
 
     measure_links: bool = False
     """Whether the links between these hosts are measured again before this step."""

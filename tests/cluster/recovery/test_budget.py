@@ -43,7 +43,9 @@ def test_no_restarts_allowed() -> None:
 def test_an_error_of_the_program_is_not_tried_twice() -> None:
     raised = replace(DIED, kind="raised", error="ZeroDivisionError: by zero")
     assert refusal(faults(0, failure=raised), ALLOWANCE) == ""
-    assert "the same error twice at step 7" in refusal(faults(0, 1, failure=raised), ALLOWANCE)
+    assert "the same error at step 7" in refusal(faults(0, 1, failure=raised), ALLOWANCE)
+    other = [*faults(0, failure=raised), *faults(1, failure=replace(raised, rank=raised.rank + 1))]
+    assert "the same error at step 7" in refusal(other, ALLOWANCE)
     echo = replace(raised, communication=True)
     assert refusal(faults(0, 1, failure=echo), ALLOWANCE) == ""
     assert refusal(faults(0, 1), ALLOWANCE) == ""

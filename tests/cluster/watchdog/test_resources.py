@@ -4,7 +4,7 @@ import random
 
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.evidence import HostMemory
-from cluster.watchdog.resources import HostMemories, LateData
+from cluster.watchdog.resources import WARM_UP_STEPS, HostMemories, LateData
 from tests.cluster.watchdog.given import HOSTS, rank_step
 
 GIB = 1024**3
@@ -33,6 +33,22 @@ def test_growing_memory_is_said_once_per_quarter_of_the_horizon():
     assert [finding.cause for finding in found] == ["memory-slope"] * len(found)
     assert 1 <= len(found) <= 2
     assert found[0].host == "a"
+
+
+def test_the_rank_that_grew_most_is_named_and_first_steps_are_no_trend():
+    memories, found = HostMemories(100), []
+    for step in range(60):
+        held = {0: GIB, 1: GIB * (1 + step)}
+        own = HostMemory(
+            used_bytes=int((8 + step / 2) * GIB), total_bytes=64 * GIB, ranks_bytes=held
+        )
+        found += [(step, finding) for finding in memories.add(step, {"a": own})]
+    (step, first), *_ = found
+    assert step > WARM_UP_STEPS
+    assert first.rank == 1
+    assert "of its ranks, 1 grew most" in first.evidence[0]
+    memories.forget()
+    assert memories.add(60, {"a": own}) == []
 
 
 def test_noisy_and_slowly_growing_memory_is_nothing():

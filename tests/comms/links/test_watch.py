@@ -33,6 +33,15 @@ def test_noise_and_a_single_slow_message_change_nothing():
         assert (now.ring, now.groups) == (first.ring, first.groups)
 
 
+def test_ranks_keep_their_order_unless_another_is_faster_by_enough():
+    for factor, kept in ((1.2, True), (1.4, False)):
+        links = _even(4)
+        for edge in ((0, 1), (1, 0)):
+            links = _slowed(links, edge, factor)
+        assert (first_topology(links).ring == (0, 1, 2, 3)) == kept
+    assert first_topology(_even(1)).ring == (0,)
+
+
 def test_a_link_that_stays_slow_changes_the_ring_once_after_the_patience():
     links = _even(5)
     now = first_topology(links)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.experts.route import Regroup, RowPlan, direct_plan, staged_plan, transposed
+from parallel.experts.route import Hosts, Regroup, RowPlan, direct_plan, staged_plan, transposed
 
 
 def split(values, sizes):
@@ -51,8 +51,8 @@ def direct(counts, slots):
     return [direct_plan(counts[r], told[r], slots) for r in range(ranks)]
 
 
-def staged(counts, slots, local_ranks):
-    ranks, hosts = len(slots), len(slots) // local_ranks
+def staged(counts, slots, hosts):
+    ranks = len(slots)
     starts = [sum(slots[:r]) for r in range(ranks)]
 
     def to(source, destination):
@@ -61,16 +61,12 @@ def staged(counts, slots, local_ranks):
 
     plans = []
     for rank in range(ranks):
-        host, local = divmod(rank, local_ranks)
-        neighbours = [host * local_ranks + p for p in range(local_ranks)]
-        twins = [h * local_ranks + local for h in range(hosts)]
+        neighbours = next(host for host in hosts.ranks if rank in host)
+        local = neighbours.index(rank)
+        twins = hosts.place(local)
         gathered = [c for s in neighbours for d in twins for c in to(s, d)]
-        arrived = [c for s in range(ranks) for c in to(s, rank)]
-        plans.append(
-            staged_plan(
-                counts[rank], gathered, arrived, slots, local_ranks=local_ranks, local=local
-            )
-        )
+        arrived = [c for s in hosts.sources(local) for c in to(s, rank)]
+        plans.append(staged_plan(counts[rank], gathered, arrived, slots, hosts=hosts, local=local))
     return plans
 
 
@@ -79,12 +75,14 @@ def situations(draw):
     hosts, local_ranks = draw(st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2), (3, 2), (2, 3)]))
     slots = [draw(st.integers(1, 3)) for _ in range(hosts * local_ranks)]
     some = st.lists(st.integers(0, 4), min_size=sum(slots), max_size=sum(slots))
-    return hosts, local_ranks, slots, [draw(some) for _ in slots]
+    ranks = draw(st.permutations(range(hosts * local_ranks)))
+    together = [tuple(sorted(ranks[h * local_ranks : (h + 1) * local_ranks])) for h in range(hosts)]
+    return Hosts(tuple(together)), slots, [draw(some) for _ in slots]
 
 
 @given(situations())
 def test_rows_arrive_once_sorted_by_slot_and_origin_in_one_stage_and_in_two(situation):
-    hosts, local_ranks, slots, counts = situation
+    hosts, slots, counts = situation
     ranks = len(slots)
     # A row's number says its slot, where it comes from and its place there.
     rows = [
@@ -98,11 +96,10 @@ def test_rows_arrive_once_sorted_by_slot_and_origin_in_one_stage_and_in_two(situ
         for r in range(ranks)
     ]
     everybody = list(range(ranks))
-    inside = [everybody[h * local_ranks : (h + 1) * local_ranks] for h in range(hosts)]
-    between = [everybody[place::local_ranks] for place in range(local_ranks)]
-    one, two = direct(counts, slots), staged(counts, slots, local_ranks)
+    between = [hosts.place(local) for local in range(hosts.local_ranks)]
+    one, two = direct(counts, slots), staged(counts, slots, hosts)
     assert travel(one, rows, [[everybody]]) == wanted
-    assert travel(two, rows, [inside, between]) == wanted
+    assert travel(two, rows, [hosts.ranks, between]) == wanted
     for rank in range(ranks):
         assert one[rank].slot_rows == two[rank].slot_rows
         own = range(starts[rank], starts[rank + 1])

@@ -1,0 +1,83 @@
+"""One run, ten faults of all kinds: it ends like an undisturbed one, bit for bit."""
+
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.drills.planter import Planter, RunEnded, lines
+from cluster.drills.series import draw_faults
+from cluster.launch import launch
+from cluster.recovery.config import RecoveryConfig
+from cluster.watchdog.config import WatchdogConfig
+from tests.jobs import tiny_job
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.config import JobConfig, RunConfig, TrainConfig
+from trainer.errors import ExitCode
+from trainer.run_folder import RunFolder
+
+STEPS = 150
+FAULTS = 10
+
+
+def job(folder: Path, name: str) -> JobConfig:
+    return tiny_job(
+        folder,
+        run=RunConfig(name=name, dir=str(folder / "runs")),
+        train=TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=4 * 48),
+        checkpoint=CheckpointConfig(interval_steps=3),
+    )
+
+
+def run(job: JobConfig, view: Any, *, spares: int = 0) -> ExitCode:
+    return launch(
+        job,
+        ClusterConfig(address="auto", spares=spares),
+        watchdog=WatchdogConfig(),
+        recovery=RecoveryConfig(max_restarts=10 * FAULTS),
+        origins={},
+        recipe_text="run: {}\n",
+        view=view,
+    )
+
+
+def losses(folder: RunFolder) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in lines(folder.metrics)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ten_faults_in_a_row_leave_no_trace_in_the_losses(
+    local_cluster: None, tmp_path: Path, view: Any
+) -> None:
+    whole = job(tmp_path, "whole")
+    assert run(whole, view) is ExitCode.DONE
+    broken = job(tmp_path, "broken")
+    folder = RunFolder.of(broken.run)
+    over = threading.Event()
+    planter = Planter(folder=folder, total_steps=STEPS, ended=over.is_set)
+
+    def plant() -> None:
+        try:
+            planter.plant(draw_faults(FAULTS, ranks=2, seed=20))
+        except RunEnded:
+            return
+
+    thread = threading.Thread(target=plant)
+    thread.start()
+    try:
+        code = run(broken, view, spares=2)
+    finally:
+        over.set()
+        thread.join()
+    told = Counter(event["kind"] for event in lines(folder.events))
+    story = json.dumps([vars(fault) for fault in planter.planted], default=str, indent=1)
+    assert code is ExitCode.DONE, (folder.exit.read_text(), story)
+    assert len(planter.planted) == FAULTS, story
+    assert losses(folder) == losses(RunFolder.of(whole.run)), story
+    assert told["recovered"] >= 6, story
+    assert told["layout_changed"] == 0
