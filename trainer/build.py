@@ -32,6 +32,7 @@ from trainer.links import followers_of, open_links
 from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
 from trainer.numeric.guard import NumericGuard
+from trainer.numeric.jumps import Rollback
 from trainer.numeric.opening import open_numeric
 from trainer.numeric.record import agreed_rollbacks
 from trainer.planner.batch import BatchArithmetic, batch_of
@@ -75,17 +76,7 @@ def build(
     islands = open_islands(config, assembly, environment, recorder=recorder)
     group = side_group()
     rollbacks = agreed_rollbacks(folder, environment, group)
-    restored = restore(
-        config.run.resume,
-        folder=folder,
-        environment=environment,
-        group=group,
-        assembly=assembly,
-        cursor=cursor,
-        islands=islands,
-        find_snapshots=partial(find_own_snapshots, config.keep, folder, environment, group),
-        rollbacks=rollbacks,
-    )
+    restored = go_on(config, folder, environment, group, assembly, cursor, islands, rollbacks)
     progress = Progress(rollbacks=rollbacks) if restored is None else restored.progress
     describe_run = describer_of(assembly, environment, progress, cursor)
     memory, saver = open_savers(
@@ -115,6 +106,30 @@ def build(
         ledger=ledger,
         stopwatch=Stopwatch(device_of(environment), partial(enter_phase, ledger)),
         listeners=listeners,
+    )
+
+
+def go_on(
+    config: JobConfig,
+    folder: RunFolder,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    cursor: dict[str, Any],
+    islands: Islands | None,
+    rollbacks: tuple[Rollback, ...],
+) -> Restored | None:
+    """From the newest state that the recipe allows; None starts afresh."""
+    return restore(
+        config.run.resume,
+        folder=folder,
+        environment=environment,
+        group=group,
+        assembly=assembly,
+        cursor=cursor,
+        islands=islands,
+        find_snapshots=partial(find_own_snapshots, config.keep, folder, environment, group),
+        rollbacks=rollbacks,
     )
 
 

@@ -100,7 +100,7 @@ class StepFeed:
         # Steps count from 1 for people, and from 0 in the stream.
         batch = self._stream.sequences(step - 1)
         part = self._share.at(step)
-        sequences = part.of(batch)
+        sequences = tuple(part.of(batch))
         plan = self._agreed_plan(step, [s.num_tokens for s in sequences])
         groups = tuple(r.group_of(self._data_rank) for r in plan.rounds)
         shares = [(sequences[i].num_tokens, g.size) for g in groups for i in g.sequences]

@@ -43,7 +43,6 @@ def may_go_on(kept: Kept, candidates: Sequence[Path], rollbacks: Sequence[Rollba
 def restore_islands(
     kept: Kept,
     on_disk: Path | None,
-    *,
     folder: RunFolder,
     environment: RankEnvironment,
     group: dist.ProcessGroup,

@@ -13,7 +13,7 @@ from comms.groups import broadcast_bytes
 from trainer.assembly import Assembly
 from trainer.checkpoint.filling import Source
 from trainer.checkpoint.folder import set_aside_later, step_of
-from trainer.checkpoint.loading import Loaded, StepFolder, choose
+from trainer.checkpoint.loading import Chosen, Loaded, StepFolder, choose
 from trainer.checkpoint.proof import Precision, check_same_loss
 from trainer.checkpoint.resume import Resume, decide_resume
 from trainer.island_resume import may_go_on, restore_islands
@@ -69,16 +69,9 @@ def restore(
         sources_of = {number: find_snapshots(number) for number in islands.members}
         kept = find_kept(sources_of, islands, group)
         if kept is not None and may_go_on(kept, decision.candidates, rollbacks):
+            on_disk = newest_on_disk(None, decision.candidates, folder)
             return restore_islands(
-                kept,
-                newest_on_disk(None, decision.candidates, folder),
-                folder=folder,
-                environment=environment,
-                group=group,
-                assembly=assembly,
-                cursor=cursor,
-                islands=islands,
-                rollbacks=rollbacks,
+                kept, on_disk, folder, environment, group, assembly, cursor, islands, rollbacks
             )
     snapshots = find_snapshots(None) if newest else []
     sources = _sources(snapshots, decision.candidates)
@@ -87,17 +80,8 @@ def restore(
     if not sources:
         drop_lines(folder, environment, 0)
         return None
-    tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    chosen = choose(tensors, sources, group)
-    found = load_island(tensors, chosen, group, islands)
+    found, chosen = _loaded(sources, environment, group, assembly, cursor, islands)
     loaded = found.loaded
-    assembly.weights.publish()
-    require_same_data(loaded.meta["data"], cursor)
-    assembly.optimizer.restored(tensors, found.updates)
-    del tensors
-    if islands is not None and found.kind != "same":
-        islands.start_from(loaded.step)
-    _prove(found, assembly, environment)
     if environment.rank == 0 and mode not in ("auto", "must"):
         _return_to(loaded, folder)
     drop_lines(folder, environment, loaded.step)
@@ -114,6 +98,29 @@ def restore(
         on_disk=newest_on_disk(loaded, decision.candidates, folder),
         back=decision.back,
     )
+
+
+def _loaded(
+    sources: Sequence[Source],
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    cursor: dict[str, Any],
+    islands: Islands | None,
+) -> tuple[LoadedIsland, Chosen]:
+    """What the first whole one of `sources` has for this rank is in place, and proven."""
+    tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
+    chosen = choose(tensors, sources, group)
+    found = load_island(tensors, chosen, group, islands)
+    loaded = found.loaded
+    assembly.weights.publish()
+    require_same_data(loaded.meta["data"], cursor)
+    assembly.optimizer.restored(tensors, found.updates)
+    del tensors
+    if islands is not None and found.kind != "same":
+        islands.start_from(loaded.step)
+    _prove(found, assembly, environment)
+    return found, chosen
 
 
 def _agreed_decision(

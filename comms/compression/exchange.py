@@ -32,7 +32,7 @@ from comms.compression.geometry import Geometry, cut
 from comms.compression.method import Method, Phases, Scratch, Step, recorded
 from comms.compression.methods import method_of, sent_bytes
 from comms.compression.momentum import Momentum
-from comms.compression.ring import is_natural
+from comms.compression.ring import RingOrder, ring_of
 from comms.compression.runner import Pending, Runner
 from comms.compression.state import Slot
 from comms.compression.two_level import inside_bytes, over_hosts, shard_numel
@@ -45,10 +45,6 @@ STEPS = "steps"
 
 FULL = ("residual", "velocity", "estimate", "estimate_sum")
 """State that has one entry per entry of the gradient."""
-
-
-RingOrder = Callable[[Sequence[int]], Sequence[int]]
-"""From world ranks of a group to the order of its places."""
 
 
 class Exchange:
@@ -136,12 +132,7 @@ class Exchange:
         What is decoded from messages stays bitwise the same, what is summed on the way is so
         within rounding. Raises ValueError where the order does not name every place once.
         """
-        places = tuple(order(dist.get_process_group_ranks(self._group)))
-        if sorted(places) != list(range(self._group.size())):
-            raise ValueError(
-                f"The order {places} must name each of the {self._group.size()} places once."
-            )
-        self._ring = () if is_natural(places) else places
+        self._ring = ring_of(self._group, order)
 
     def commit(self) -> None:
         """Keep what the step did to the state. Called after all its sums were waited for; a step

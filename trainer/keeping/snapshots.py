@@ -86,13 +86,10 @@ class Snapshots:
         self._names = {place.piece.name for place in self._placed}
         self._pieces_json = encode_pieces(self._placed, share.tensors)
         described = len(encode_description(meta, self._pieces_json))
-        self._place = place = rank_folder(
-            folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks
-        )
-        make_folder(folder, place)
+        self._place = _place(folder, owner)
         self._rotation = Rotation(slots, RESERVED_SLOTS if replicated else 0)
         size = payload_bytes(self._placed) + aligned(reserve_bytes, WORD_BYTES)
-        self._slots = _slots(place, owner, len(self._rotation.steps), described, size)
+        self._slots = _slots(self._place, owner, self._rotation, described, size)
         self._parts: list[_Parts] = [((), []) for _ in self._slots]
         self._known: list[_Known] = [self._nothing_loose() for _ in self._slots]
         self._staging = DeviceStaging(self._placed)
@@ -237,12 +234,19 @@ class Snapshots:
         self._thread.shutdown()
 
 
-def _slots(place: Path, owner: Owner, count: int, described: int, size: int) -> list[Slot]:
+def _place(folder: Path, owner: Owner) -> Path:
+    """The owner's folder, which is made."""
+    place = rank_folder(folder, generation=owner.generation, rank=owner.rank, ranks=owner.ranks)
+    make_folder(folder, place)
+    return place
+
+
+def _slots(place: Path, owner: Owner, rotation: Rotation, described: int, size: int) -> list[Slot]:
     """Empty slots, all of them or none."""
     try:
         return [
             Slot(place / f"slot-{n}", owner, description_bytes=described, payload_bytes=size)
-            for n in range(count)
+            for n in range(len(rotation.steps))
         ]
     except OSError:
         shutil.rmtree(place, ignore_errors=True)
