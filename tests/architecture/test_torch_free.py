@@ -31,6 +31,7 @@ PURE = (
     "trainer/keeping/newest.py",
     "trainer/keeping/partners.py",
     "trainer/keeping/room.py",
+    "trainer/keeping/rules.py",
     "offload/activations/amount.py",
     "offload/activations/policy.py",
     "trainer/numeric/history.py",
