@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.agents import Agents
+from cluster.beside import Beside, Nothing
 from cluster.controller import Controller
 from cluster.crew import Crew
 from cluster.failure import Failure, GaveUp, WorkersFailed, first_failure
 from cluster.idle import IdleWatch, unanswering
-from cluster.losses import lost_nodes, lost_ranks
+from cluster.islands import GoingIslands
+from cluster.losses import Losses
 from cluster.means import Means
 from cluster.memory_folder import folders_in_memory, memory_folder
 from cluster.progress import Progress
@@ -24,7 +26,6 @@ from cluster.recovery.incidents import Incidents
 from cluster.recovery.roster import Member, Roster, first_roster, next_roster
 from cluster.recovery.shrink import largest_job
 from cluster.replicas import Replicas, open_replicas
-from cluster.rl.conducting import Conducting
 from cluster.run import Run
 from cluster.run_info import write_run_info
 from cluster.signals import StopSignals
@@ -59,8 +60,7 @@ class Generations:
     phases: Phases
     view: RunView
     stop: StopSignals
-    conducting: Conducting | None = None
-    """Of a run by rewards."""
+    beside: Beside = field(default_factory=Nothing)
 
     incidents: Incidents = field(init=False)
     _progress: Progress = field(default_factory=Progress, init=False)
@@ -71,6 +71,8 @@ class Generations:
     _rest_s: float = field(default=float("inf"), init=False)
     _staffing: Staffing = field(init=False)
     _replicas: Replicas = field(init=False)
+    _islands: GoingIslands = field(init=False)
+    _losses: Losses = field(init=False)
 
     memory_folder: str = field(init=False)
 
@@ -84,6 +86,13 @@ class Generations:
             self.crew, self.means, view=self.view, events=self.run.folder.events
         )
         self._replicas = open_replicas(self.run, share=self.means.replica_share)
+        self._islands = GoingIslands(self.run.job.parallel.island)
+        self._losses = Losses(
+            crew=self.crew,
+            staffing=self._staffing,
+            incidents=self.incidents,
+            free_within_s=self.means.free_within_s,
+        )
 
     def to_the_end(self) -> Outcome:
         """Until a generation ends as asked. The crew's processes are ready.
@@ -100,24 +109,20 @@ class Generations:
                 try:
                     outcome = self._one(roster, job)
                 except WorkersFailed as error:
-                    self._leave_conducting()
+                    self.beside.lost()
                     roster, job = self._recover(roster, error.failures)
                 else:
                     over = outcome.kind != "regrouped"
                     if over:
                         self._free_memory()
                         return outcome
-                    self._leave_conducting()
+                    self.beside.lost()
                     roster, job = self._regroup(roster)
                 self._number += 1
         finally:
             self._replicas.close(clean=over)
             self.agents.remove(self.memory_folder)
             self._telling.close()
-
-    def _leave_conducting(self) -> None:
-        if self.conducting is not None:
-            self.conducting.lost()
 
     def _free_memory(self) -> None:
         """The last checkpoint is on disk. Ranks have removed their own snapshots; hosts that had
@@ -140,6 +145,7 @@ class Generations:
             project=self.project,
             explicit=self.explicit,
             memory_folder=self.memory_folder,
+            islands=self._islands.numbers,
         )
         processes = {rank: member.process for rank, member in enumerate(roster.members)}
         self.incidents.began(self._number, places, processes)
@@ -157,8 +163,7 @@ class Generations:
         )
         self._replicas.begin(places)
         group.begin(self.run.work, specs, self.run.folder, waiting)
-        if self.conducting is not None:
-            self.conducting.began(self._number, self.crew.actor(roster.members[0]))
+        self.beside.began(self._number, self.crew.actor(roster.members[0]))
         controller = Controller(
             group=group,
             limits=self.means.limits,
@@ -178,7 +183,7 @@ class Generations:
     def _more_than(self, ranks: int) -> bool:
         """Whether more ranks than these could go on; looks for room while they train."""
         if self.run.job.parallel.island != 1:
-            return False  # Islands stop at steps of their own, and are not in memory.
+            return False  # Islands stop at steps of their own.
         ready = self._staffing.grow(
             ranks=ranks, wanted=self.means.needs.workers, rest_s=self._rest_s
         )
@@ -216,34 +221,30 @@ class Generations:
             "going on from the last step that all ranks have"
         )
         self._sleep(pause_s(faults, allowance))
-        members = dict(enumerate(before.members))
-        nodes = lost_nodes(members, failures)
-        hosts = {m.node_id: m for m in members.values() if m.node_id in nodes}
-        self.incidents.hosts_lost([member.host for member in hosts.values()], cause)
-        self._staffing.lost_hosts(hosts.values(), step=cause.step)
-        lost = lost_ranks(members, failures, nodes, self.crew, within_s=self.means.free_within_s)
-        for rank in lost:
-            self._replace(members[rank])
-        ready = self.crew.ready
-        silent = unanswering(self.crew.actors(ready), within_s=_ANSWER_S)
-        for member in (one for one in ready if one.number in silent):
+        lost = self._losses.among(before, failures)
+        for member in lost:
+            self._replace(member)
+        silent = unanswering(self.crew.actors(self.crew.ready), within_s=_ANSWER_S)
+        for member in (one for one in self.crew.ready if one.number in silent):
+            lost.append(member)
             self._replace(member)
         job, ranks = self._await_enough(before)
+        going = self._islands.settle(
+            before, lost, self.crew.ready, job=job, ranks=ranks, host_lost=self._staffing.is_lost
+        )
         self._tell_change(before, ranks)
-        return next_roster(self.crew.ready, before, ranks), job
+        return next_roster(going, before, ranks), job
 
     def _step(self, record: dict[str, Any]) -> None:
         self._rest_s = float(record["eta_s"])
         self.incidents.step(record)
         self._replicas.step(record)
         self._telling.step()
-        if self.conducting is not None:
-            self.conducting.step(record)
+        self.beside.step(record)
 
     def _tend(self) -> None:
         """Have spares made ready, and those replaced that died; waits for nothing."""
-        if self.conducting is not None:
-            self.conducting.check(self.view)
+        self.beside.check(self.view)
         self._telling.poll()
         self._staffing.advance(timeout_s=0.0)
         spares = [m for m in self.crew.ready if m.number not in self._working]
@@ -272,7 +273,10 @@ class Generations:
                 waiting.overrun(missing)
                 continue
             found = largest_job(
-                self._job(), at_most=min(ready, wanted), at_least=self.means.min_workers
+                self._job(),
+                at_most=min(ready, wanted),
+                at_least=self.means.min_workers,
+                island_ranks=wanted // self.run.job.parallel.island,
             )
             if found is not None:
                 return found

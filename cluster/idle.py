@@ -1,4 +1,4 @@
-"""Whether processes that have nothing to do are still there."""
+"""Whether processes are still there, and have nothing to do."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,6 +54,15 @@ def unanswering(actors: Mapping[int, Any], *, within_s: float) -> list[int]:
         return []
     done, late = ray.wait(list(refs), num_returns=len(refs), timeout=within_s)
     return sorted(refs[ref] for ref in [*late, *(ref for ref in done if not _answers(ref))])
+
+
+def blocked(actors: Mapping[int, Any], *, within_s: float) -> list[int]:
+    """Numbers of those that have not ended their work after `within_s`."""
+    refs = {actor.watch.remote(): number for number, actor in actors.items()}
+    if not refs:
+        return []
+    _, late = ray.wait(list(refs), num_returns=len(refs), timeout=within_s)
+    return sorted(refs[ref] for ref in late)
 
 
 def _arrived(ref: "ray.ObjectRef[Any]") -> bool:

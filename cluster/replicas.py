@@ -8,7 +8,7 @@ what a lost host costs at most. Nothing here waits: `step` looks what has come, 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,8 @@ class Replicas:
 def open_replicas(run: Run, *, share: float) -> Replicas:
     """Of the run's own shares."""
     keep, root = run.job.keep, run.folder.root
+    if run.job.parallel.island > 1:
+        keep = replace(keep, replica_hosts=0)  # As trainer/keeping/rules.py says.
     return Replicas(
         keep,
         share=share,

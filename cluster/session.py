@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from cluster.agents import Agents
+from cluster.beside import Beside, Nothing
 from cluster.config import ClusterConfig
 from cluster.controller import Limits
 from cluster.crew import Crew
@@ -143,7 +144,7 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
             waiting = phases.begin("placing", deadline_s=settings.placing_s)
             with reserved(run.job.run.name, needs, waiting) as group, ExitStack() as made:
                 agents, crew = people(run, settings, made, group, nodes, phases)
-                beside = None
+                beside: Beside = Nothing()
                 if settings.rollouts is not None:
                     beside = made.enter_context(
                         conducting(
@@ -166,7 +167,7 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
                     phases=phases,
                     view=view,
                     stop=stop,
-                    conducting=beside,
+                    beside=beside,
                 ).to_the_end()
     except RayError as error:
         raise InfrastructureError(f"the Ray cluster failed under the run: {error}") from error

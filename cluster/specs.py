@@ -19,8 +19,10 @@ def specs_of(
     project: str,
     explicit: Mapping[str, str],
     memory_folder: str,
+    islands: tuple[int, ...] = (),
 ) -> dict[int, RankSpec]:
-    """By rank. The first rank's host has `port` free, where all meet."""
+    """By rank. The first rank's host has `port` free, where all meet. `islands` are those that go
+    on, where some are lost."""
     return {
         place.rank: RankSpec(
             environment=RankEnvironment(
@@ -35,6 +37,7 @@ def specs_of(
                 threads=means.threads,
                 device_index=place.device,
                 generation=generation,
+                islands=islands,
             ),
             project=project,
             job=job,

@@ -52,6 +52,10 @@ class Staffing:
             if self._cordon.lost(member.address, self._clock()):
                 self._tell_cordon(member, step)
 
+    def is_lost(self, node_id: str) -> bool:
+        """Whether all that was in the memory of this host is gone."""
+        return node_id in self._lost_nodes
+
     def replace(self, lost: Member) -> None:
         """Start a process on the host of one that is gone, if the host is there."""
         for node in self._usable(lost_too=False):

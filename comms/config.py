@@ -136,6 +136,10 @@ class RankEnvironment:
     generation: int = 0
     """How often the ranks of this run have been put together anew."""
 
+    islands: tuple[int, ...] = ()
+    """The numbers of the islands that go on, of those that the run began with; none named are all
+    of `parallel.island`, and where that is one there are none."""
+
     @classmethod
     def on_this_machine(cls, rank: int, ranks: int, port: int) -> "RankEnvironment":
         """Rank `rank` of `ranks` CPU processes that are all here and meet on loopback."""

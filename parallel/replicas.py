@@ -14,8 +14,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from comms.compression.config import CompressionConfig, StepChoice, steady
-from comms.compression.exchange import Exchange, RingOrder
+from comms.compression.exchange import Exchange
 from comms.compression.flat import FlatGradient
+from comms.compression.ring import RingOrder
 from comms.compression.runner import Pending
 from comms.groups import own_group
 from comms.ledger import Ledger

@@ -11,25 +11,36 @@ from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import prepare_tokenizer
 from trainer.job import Job, Listeners
 from trainer.loop import run_step
-from trainer.metrics import StepReport
+from trainer.metrics import JsonlSink, StepReport
+from trainer.run_folder import RunFolder
 from trainer.status import Status
 from trainer.vote import Verdict
 
 
 @contextmanager
 def built(
-    config: JobConfig, rank: int, ranks: int, *, ranks_per_host: int = 1
+    config: JobConfig,
+    rank: int,
+    ranks: int,
+    *,
+    ranks_per_host: int = 1,
+    islands: tuple[int, ...] = (),
+    sinks: bool = False,
 ) -> Iterator[tuple[Job, list[StepReport]]]:
     """The job and what it reports. The ranks have met, and all enter alike. `ranks_per_host` is
-    what they are told, whatever is true."""
+    what they are told, whatever is true, and `islands` those that go on. With `sinks`, rank 0
+    writes metrics.jsonl and plans.jsonl."""
     environment = replace(
-        RankEnvironment.on_this_machine(rank, ranks, 0), local_world_size=ranks_per_host
+        RankEnvironment.on_this_machine(rank, ranks, 0),
+        local_world_size=ranks_per_host,
+        islands=islands,
     )
+    folder = RunFolder.of(config.run)
     tokenizer = prepare_tokenizer(config.data, None)
     reports: list[StepReport] = []
     listeners = Listeners(
         status=Status(),
-        sinks=(),
+        sinks=(JsonlSink(folder.metrics, folder.plans),) if sinks else (),
         on_report=reports.append,
         should_stop=lambda: False,
         host_memory_gib=lambda: 0.0,

@@ -1,47 +1,33 @@
 """Join the parts of one training process: the one place that knows them all."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
-from comms.groups import broadcast_bytes, device_of, side_group
+from comms.groups import broadcast_bytes, device_of
 from comms.ledger import Ledger
 from comms.telemetry.recorder import Recorder
 from parallel.experts.placement import loan_cost_rows
 from trainer.assembly import Assembly, assemble
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer import Tokenizer
-from trainer.describing import describer_of, snapshot_of
 from trainer.elastic import ElasticExperts
 from trainer.errors import DataError
 from trainer.host_map import map_hosts
-from trainer.islands.exchange import Islands
 from trainer.islands.opening import open_islands
 from trainer.job import Job, Listeners, Rules
 from trainer.links import followers_of, open_links
-from trainer.memory_saver import Describe, MemorySaver
 from trainer.model.size import step_flops
-from trainer.numeric.guard import NumericGuard
-from trainer.numeric.opening import open_numeric
-from trainer.numeric.record import agreed_rollbacks
-from trainer.planner.batch import BatchArithmetic, batch_of
+from trainer.planner.batch import batch_of
 from trainer.planner.protocol import Planner
 from trainer.planning import build_planner
-from trainer.progress import Progress
-from trainer.resume import Restored, restore
 from trainer.rl.mail import TrainerMail
 from trainer.run_folder import RunFolder
-from trainer.saving import Saver, Snapshot
-from trainer.snapshot_opening import find_own_snapshots, folder_of, open_snapshots
+from trainer.standing import open_state
 from trainer.step_sources import open_steps, schedule_of
 from trainer.stopwatch import Stopwatch
 
@@ -70,7 +56,7 @@ def build(
     )
     arithmetic = batch_of(config, environment.world_size)
     listeners.status.enter("loading")
-    islands = open_islands(config, assembly, rank=environment.rank, recorder=recorder)
+    islands = open_islands(config, assembly, environment, recorder=recorder)
     state = open_state(config, folder, environment, assembly, corpus, arithmetic, islands)
     links = open_links(
         hosts,
@@ -82,7 +68,7 @@ def build(
     )
     planner = build_planner(config, environment, assembly, arithmetic, islands, links)
     feed, followers = open_steps(
-        config, environment, assembly, corpus, planner, arithmetic, state.numeric, listeners, mail
+        config, environment, assembly, corpus, planner, arithmetic, state, listeners, mail
     )
     ledger.take()
     return Job(
@@ -106,49 +92,6 @@ def build(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a run stands, and what keeps it."""
-
-    progress: Progress
-    memory: MemorySaver
-    saver: Saver
-    numeric: NumericGuard
-
-
-def open_state(
-    config: JobConfig,
-    folder: RunFolder,
-    environment: RankEnvironment,
-    assembly: Assembly,
-    corpus: Corpus,
-    arithmetic: BatchArithmetic,
-    islands: Islands | None,
-) -> State:
-    """Load what the run goes on from, and open what keeps it. All ranks call it."""
-    cursor = data_cursor(config, corpus, arithmetic)
-    group = side_group()
-    rollbacks = agreed_rollbacks(folder, environment, group)
-    restored = restore(
-        config.run.resume,
-        folder=folder,
-        environment=environment,
-        group=group,
-        assembly=assembly,
-        cursor=cursor,
-        islands=islands,
-        find_snapshots=partial(find_own_snapshots, config.keep, folder, environment, group),
-        rollbacks=rollbacks,
-    )
-    progress = Progress(rollbacks=rollbacks) if restored is None else restored.progress
-    describe_run = describer_of(assembly, environment, progress, cursor)
-    memory, saver = open_savers(
-        config, folder, environment, group, assembly, islands, restored, describe_run
-    )
-    numeric = open_numeric(config, folder, environment, group, assembly, saver, progress)
-    return State(progress=progress, memory=memory, saver=saver, numeric=numeric)
-
-
 def enter_phase(ledger: Ledger, mark: str) -> None:
     """Record the phase of a step that begins at a mark of its stopwatch."""
     ledger.enter(PHASES[mark])
@@ -166,16 +109,6 @@ def require_same_data_everywhere(corpus: Corpus, environment: RankEnvironment) -
             "give all hosts the same files and tokenizer, and for data.source=python_stdlib the "
             "same Python release"
         )
-
-
-def data_cursor(config: JobConfig, corpus: Corpus, arithmetic: BatchArithmetic) -> dict[str, Any]:
-    """What, together with the step, says which tokens come next."""
-    return {
-        "fingerprint": corpus.fingerprint,
-        "seed": config.run.seed,
-        "seq_len": config.data.seq_len,
-        "sequences_per_step": arithmetic.sequences_per_step,
-    }
 
 
 def rules_of(config: JobConfig, assembly: Assembly) -> Rules:
@@ -221,79 +154,3 @@ def open_elastic(assembly: Assembly, planner: Planner) -> ElasticExperts | None:
         expert_groups=layout.data_ranks // layout.ep,
         loan_rows=agreed.item(),
     )
-
-
-def open_savers(
-    config: JobConfig,
-    folder: RunFolder,
-    environment: RankEnvironment,
-    group: dist.ProcessGroup,
-    assembly: Assembly,
-    islands: Islands | None,
-    restored: Restored | None,
-    describe_run: Describe,
-) -> tuple[MemorySaver, Saver]:
-    """What takes snapshots in memory, and what writes checkpoints."""
-    # Before the saver uses the same group from a thread of its own.
-    memory = open_memory_saver(config, folder, environment, group, assembly, describe_run, restored)
-    saver = open_saver(
-        config.checkpoint,
-        folder,
-        group,
-        snapshot=snapshot_of(assembly, environment, describe_run, islands),
-        events=folder.events if environment.rank == 0 else None,
-        restored=restored,
-    )
-    return memory, saver
-
-
-def open_memory_saver(
-    config: JobConfig,
-    folder: RunFolder,
-    environment: RankEnvironment,
-    group: dist.ProcessGroup,
-    assembly: Assembly,
-    describe_run: Describe,
-    restored: Restored | None,
-) -> MemorySaver:
-    """What takes snapshots in memory, where there are to be any."""
-    snapshots = open_snapshots(
-        config.keep,
-        folder,
-        environment,
-        group,
-        assembly=assembly,
-        meta=describe_run(),
-        forget=restored is None or restored.back,
-    )
-    return MemorySaver(
-        snapshots,
-        interval_steps=config.keep.every_steps,
-        folder=folder_of(config.keep, folder),
-        assembly=assembly,
-        describe_run=describe_run,
-        environment=environment,
-        events=folder.events,
-    )
-
-
-def open_saver(
-    config: CheckpointConfig,
-    folder: RunFolder,
-    group: dist.ProcessGroup,
-    *,
-    snapshot: Snapshot,
-    events: Path | None,
-    restored: Restored | None,
-) -> Saver:
-    """The writer of checkpoints, which knows what is on disk already."""
-    checkpointer = Checkpointer(
-        folder.checkpoints, keep_last=config.keep_last, group=group, blocking=config.blocking
-    )
-    saver = Saver(checkpointer, config, snapshot=snapshot, events=events)
-    if restored is not None and restored.on_disk is not None:
-        if restored.on_disk == restored.path:
-            saver.resumed(restored.progress.step, restored.path)
-        else:
-            saver.found(restored.on_disk)
-    return saver

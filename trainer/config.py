@@ -10,9 +10,10 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.combinations import activation_problem, optimizer_problem
 from trainer.data.config import DataConfig
 from trainer.keeping.config import KeepingConfig
+from trainer.keeping.rules import problem_of as keeping_problem
 from trainer.model.config import ModelConfig
 from trainer.numeric.config import NumericConfig
-from trainer.numeric.rules import problem_of
+from trainer.numeric.rules import problem_of as numeric_problem
 from trainer.rl.config import RlConfig, RolloutConfig
 from trainer.rl.rules import Around, rewards_problem
 
@@ -199,33 +200,27 @@ class JobConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
-        for rule in (
-            self._batch_rule,
-            self._context_rule,
-            self._scratch_rule,
-            self._combination_rule,
-            self._island_rule,
-            self._numeric_rule,
-            self._reward_rule,
-        ):
-            rule()
+        self._batch_rule()
+        self._context_rule()
+        self._scratch_rule()
+        self._combination_rule()
+        self._island_rule()
+        self._fault_rule()
+        self._reward_rule()
 
     def _combination_rule(self) -> None:
         train = self.train
-        problems = (
+        self._refuse(
             activation_problem(
                 self.offload.activations, recompute=train.recompute, compiled=train.compile
-            ),
-            optimizer_problem(
+            )
+            or optimizer_problem(
                 self.optim.name,
                 self.optim.momentum,
                 placement=self.offload.optimizer,
                 method=self.comms.replica.method,
-            ),
+            )
         )
-        for problem in problems:
-            if problem is not None:
-                raise ValueError(problem)
 
     def _scratch_rule(self) -> None:
         for folder in self.offload.disks:
@@ -260,25 +255,26 @@ class JobConfig:
     def _island_rule(self) -> None:
         islands, by_count = self.parallel.island, self.train.global_batch_sequences
         sequences = by_count or self.train.global_batch_tokens // self.data.seq_len
-        if sequences % islands:
-            low, unit = max(sequences // islands, 1) * islands, 1 if by_count else self.data.seq_len
+        if sequences < islands:
+            unit = 1 if by_count else self.data.seq_len
             key = "train.global_batch_sequences" if by_count else "train.global_batch_tokens"
             raise ValueError(
-                f"{key} makes {sequences} sequences a step, which parallel.island={islands} cannot "
-                f"share evenly; choose {key}={low * unit} or {(low + islands) * unit}"
+                f"{key} makes {sequences} sequences a step, which is not one for each of "
+                f"parallel.island={islands}; choose {key}={islands * unit} or more"
             )
 
-    def _numeric_rule(self) -> None:
-        problem = problem_of(
-            self.numeric,
-            self.checkpoint,
-            islands=self.parallel.island,
-            compression=self.comms.replica.method,
-            rebalance_interval_steps=self.parallel.rebalance_interval_steps,
-            by_rewards=self.rl.enabled,
+    def _fault_rule(self) -> None:
+        self._refuse(
+            numeric_problem(
+                self.numeric,
+                self.checkpoint,
+                islands=self.parallel.island,
+                compression=self.comms.replica.method,
+                rebalance_interval_steps=self.parallel.rebalance_interval_steps,
+                by_rewards=self.rl.enabled,
+            )
+            or keeping_problem(self.keep, islands=self.parallel.island)
         )
-        if problem is not None:
-            raise ValueError(problem)
 
     def _reward_rule(self) -> None:
         around = Around(
@@ -288,7 +284,9 @@ class JobConfig:
             data=self.data,
             parallel=self.parallel,
         )
-        problem = rewards_problem(self.rl, self.rollout, around)
+        self._refuse(rewards_problem(self.rl, self.rollout, around))
+
+    def _refuse(self, problem: str | None) -> None:
         if problem is not None:
             raise ValueError(problem)
 

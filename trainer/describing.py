@@ -35,6 +35,18 @@ def describer_of(
     return describe
 
 
+def kept_of(assembly: Assembly, describe_run: Describe, islands: Islands | None) -> Describe:
+    """A function that says what a snapshot in memory has to say. It waits for nothing either."""
+
+    def describe() -> dict[str, Any]:
+        described = {**describe_run(), "replicas": describe_replicas(assembly)}
+        if islands is not None:
+            described["outer"] = islands.kept_description()
+        return described
+
+    return describe
+
+
 def snapshot_of(
     assembly: Assembly,
     environment: RankEnvironment,

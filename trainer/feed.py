@@ -14,6 +14,7 @@ from trainer.data.batch import Batch
 from trainer.data.sequence import PackedSequence
 from trainer.data.stream import TokenStream
 from trainer.figures import StepFigures
+from trainer.islands.share import BatchShare
 from trainer.planner.codec import decode_plan, encode_plan
 from trainer.planner.plan import Padding, SequenceGroup, StepPlan
 from trainer.planner.protocol import Planner
@@ -87,16 +88,14 @@ class StepFeed:
         planner: Planner,
         *,
         data_rank: int,
-        island: int,
-        islands: int,
+        share: BatchShare,
         group: dist.ProcessGroup,
         steps: Iterable[int],
     ) -> None:
         """`steps` are those to prepare, in order."""
         self._stream = stream
         self._planner = planner
-        self._island = island
-        self._islands = islands
+        self._share = share
         self._data_rank = data_rank
         self._group = group
         self._steps = iter(steps)
@@ -126,7 +125,8 @@ class StepFeed:
     def _prepare(self, step: int) -> StepWork:
         # Steps count from 1 for people, and from 0 in the stream.
         batch = self._stream.sequences(step - 1)
-        sequences = batch[self._island :: self._islands]
+        part = self._share.at(step)
+        sequences = tuple(part.of(batch))
         plan = agreed_plan(
             self._planner, step, [s.num_tokens for s in sequences], group=self._group
         )
@@ -143,7 +143,7 @@ class StepFeed:
             own_squared_tokens=sum(tokens**2 / ranks for tokens, ranks in shares),
             # A step of prompts alone has no target; its loss is then 0 and not 0/0.
             num_targets=max(1, sum(s.num_targets for s in sequences)),
-            divisor=max(1, sum(s.num_targets for s in batch)) / self._islands,
+            divisor=part.divisor(sum(s.num_targets for s in batch)),
         )
 
     def _batch(

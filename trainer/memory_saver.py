@@ -7,10 +7,12 @@ from typing import Any
 
 from comms.config import RankEnvironment
 from trainer.assembly import Assembly
+from trainer.islands.exchange import Islands
 from trainer.keeping.folder import clean
 from trainer.keeping.snapshots import Snapshots
 from trainer.run_folder import append_event
 from trainer.state import copied_tensors, live_tensors
+from trainer.unsent import Unsent
 
 Describe = Callable[[], dict[str, Any]]
 """What the run is now, as JSON; sends nothing."""
@@ -26,6 +28,8 @@ class MemorySaver:
         interval_steps: int,
         folder: Path,
         assembly: Assembly,
+        islands: Islands | None,
+        unsent: Unsent,
         describe_run: Describe,
         environment: RankEnvironment,
         events: Path,
@@ -35,6 +39,8 @@ class MemorySaver:
         self._interval_steps = interval_steps
         self._folder = folder
         self._assembly = assembly
+        self._islands = islands
+        self._unsent = unsent
         self._describe_run = describe_run
         self._environment = environment
         self._events = events
@@ -62,16 +68,27 @@ class MemorySaver:
         if snapshots.failure is not None:
             self._give_up(step, snapshots)
             return
-        if snapshots.taken == 1 and self._environment.local_rank == 0:
+        if snapshots.taken == 1 and self._first_of_its_share():
             # The vote since then says that the first one is whole on every rank.
             snapshots.remove_older()
         optimizer = self._assembly.optimizer
+        state = live_tensors(self._assembly.weights, optimizer)
+        if self._islands is not None:
+            state |= self._islands.kept_tensors()
         snapshots.capture(
             step,
-            live_tensors(self._assembly.weights, optimizer),
+            state,
             self._describe_run(),
             late=lambda: copied_tensors(optimizer),
+            loose=self._unsent.loose(),
         )
+
+    def _first_of_its_share(self) -> bool:
+        """Whether this is the first rank of its run, or island, on its host."""
+        of_island = self._islands is not None and (
+            self._environment.rank % self._assembly.layout.island_ranks == 0
+        )
+        return of_island or self._environment.local_rank == 0
 
     def finish(self) -> None:
         """Free this host's memory: called when the last checkpoint is on disk."""

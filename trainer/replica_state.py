@@ -1,10 +1,11 @@
-"""What replicas have not sent yet, in checkpoints.
+"""What replicas have not sent yet, in checkpoints and snapshots.
 
 What has one entry per entry of a gradient is saved as a tensor of each parameter's form, once for
 every replica: `comms.replica.<replica>.<kind>.<parameter>`. So it is loaded in any layout, and
 another number of replicas shares out its sum. What is not of that form is saved as it is,
-`comms.rank.<rank>/<key>-<what lies in it>/<kind>`, and loaded only where nothing has changed. Where
-there are several islands, each has state of its own, with its prefix before these names.
+`comms.rank.<rank>/<key>-<what lies in it>/<kind>`, and loaded only where nothing has changed. Ranks
+are counted inside an island. Where there are several, each has state of its own, in checkpoints
+with its prefix before these names.
 
 Guarantees, each asserted in tests/trainer/test_replica_state.py:
 - in the same layout all of it is as it was, bitwise;
@@ -14,9 +15,8 @@ Guarantees, each asserted in tests/trainer/test_replica_state.py:
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,23 +29,28 @@ from comms.compression.flat import FlatGradient, Piece
 from parallel.replicas import Replicas
 from trainer.assembly import Assembly
 from trainer.checkpoint.agreement import agree
-from trainer.checkpoint.loading import fill_from_folder
-from trainer.checkpoint.manifest import Manifest, read_manifest
+from trainer.checkpoint.filling import fill
+from trainer.checkpoint.loading import Chosen
+from trainer.checkpoint.manifest import TensorEntry
 
 PREFIX = "comms."
 _COMMON = ("estimate_sum",)
 """Of what has one entry per entry of a gradient: what all replicas hold alike."""
 
 
-def replica_tensors(assembly: Assembly, rank: int) -> dict[str, Tensor]:
-    """This rank's state by name, as of the last settled step; live tensors and views of them."""
+def replica_tensors(
+    assembly: Assembly, rank: int, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """This rank's state by name, as of the last settled step; live tensors and views of them. Or
+    what was the state when its exchange gave `state`."""
     replicas = assembly.replicas
     if replicas is None:
         return {}
     names = _names(assembly)
     replica = assembly.layout.coordinates(rank)["replica"]
+    rank %= assembly.layout.island_ranks
     found: dict[str, Tensor] = {}
-    for path, value in replicas.exchange.state_dict().items():
+    for path, value in (replicas.exchange.state_dict() if state is None else state).items():
         key, kind = path.rsplit("/", 1)
         if kind == STEPS:
             continue
@@ -68,7 +73,7 @@ def describe_replicas(assembly: Assembly) -> dict[str, Any] | None:
     steps = [int(value) for path, value in state.items() if path.endswith(f"/{STEPS}")]
     return {
         "form": {
-            "layout": asdict(assembly.layout),
+            "layout": {**asdict(assembly.layout), "island": 1},
             "inside": replicas.inside,
             "config": asdict(replicas.config),
         },
@@ -79,15 +84,16 @@ def describe_replicas(assembly: Assembly) -> dict[str, Any] | None:
 def restore_replicas(
     assembly: Assembly,
     rank: int,
-    path: Path,
-    saved: Mapping[str, Any] | None,
+    chosen: Chosen,
     group: dist.ProcessGroup,
     *,
     before: str = "",
+    mine: bool = True,
 ) -> list[str]:
-    """Continue from the state in the checkpoint `path`, which described it as `saved` and has
-    `before` before its names; what could not be kept, for people. All ranks call it."""
-    replicas = assembly.replicas
+    """Continue from the state in a checkpoint or snapshot, which has `before` before its names;
+    what could not be kept, for people. All ranks of `group` call it; those for which it is not
+    `mine` only help others to read."""
+    replicas, saved = assembly.replicas, chosen.manifest.meta.get("replicas")
     if saved is None or not saved["steps"]:
         # Nothing was left unsent by steps that sent everything.
         return []
@@ -101,9 +107,24 @@ def restore_replicas(
             "parts of gradients that ranks of one host had to send cannot be cut anew for another "
             "layout or method: what was not sent yet is lost"
         ]
-    reader = _Reader(assembly, replicas, rank, path, saved, same=same, before=before)
-    agree(group, f"reading compression state of {path.name}", reader.read)
+    tensors = chosen.manifest.tensors
+    reader = _Reader(assembly, replicas, rank, tensors, saved, same=same, before=before)
+    if chosen.source.place == "memory":
+        wanted: dict[str, Tensor] = {}
+        if mine:
+            reader.read(wanted.update)
+        chosen.source.prepare(wanted, group)
+
+    def read() -> None:
+        with chosen.source.opened() as blocks:
+            if mine:
+                reader.read(lambda state: fill(state, tensors, blocks))
+
+    agree(group, f"reading compression state of {chosen.path.name}", read)
     return reader.dropped
+
+
+Fill = Callable[[Mapping[str, Tensor]], None]
 
 
 class _Reader:
@@ -114,7 +135,7 @@ class _Reader:
         assembly: Assembly,
         replicas: Replicas,
         rank: int,
-        path: Path,
+        stored: Mapping[str, TensorEntry],
         saved: Mapping[str, Any],
         *,
         same: bool,
@@ -127,21 +148,20 @@ class _Reader:
         self._replica = assembly.layout.coordinates(rank)["replica"]
         self._ranks = assembly.layout.replica
         self._saved_ranks = saved["form"]["layout"]["replica"]
-        self._rank = rank
-        self._path = path
+        self._rank = rank % assembly.layout.island_ranks
+        self._entries = stored
         self._steps = saved["steps"]
         self._same = same
         self._before = before
-        self._manifest: Manifest | None = None
-        self._stored: frozenset[str] = frozenset()
-
-    def read(self) -> None:
-        self._manifest = read_manifest(self._path)
         self._stored = frozenset(
-            name.removeprefix(self._before)
-            for name in self._manifest.tensors
-            if name.startswith(self._before + PREFIX)
+            name.removeprefix(before) for name in stored if name.startswith(before + PREFIX)
         )
+        self._fill_there: Fill = lambda _state: None
+
+    def read(self, fill_there: Fill) -> None:
+        """Give the exchange what `fill_there` fills, by the names under which it is stored."""
+        self._fill_there = fill_there
+        self.dropped.clear()
         left = {name for name in self._stored if name.startswith(_rank_start(self._rank))}
         for key, flat in self._replicas.flats.items():
             values = self._full(flat)
@@ -189,13 +209,10 @@ class _Reader:
         return value
 
     def _fill(self, state: Mapping[str, Tensor]) -> None:
-        assert self._manifest is not None
-        there = {self._before + name: tensor for name, tensor in state.items()}
-        fill_from_folder(there, self._path, self._manifest)
+        self._fill_there({self._before + name: tensor for name, tensor in state.items()})
 
     def _zeros(self, name: str) -> Tensor:
-        assert self._manifest is not None
-        entry = self._manifest.tensors[self._before + name]
+        entry = self._entries[self._before + name]
         return torch.zeros(entry.shape, device=self._device)
 
 

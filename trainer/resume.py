@@ -1,9 +1,8 @@
 """Go on from a snapshot in memory or a checkpoint on disk, and prove that it is the same run."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,31 @@ from comms.groups import broadcast_bytes
 from trainer.assembly import Assembly
 from trainer.checkpoint.filling import Source
 from trainer.checkpoint.folder import set_aside_later, step_of
-from trainer.checkpoint.loading import Loaded, StepFolder, choose
+from trainer.checkpoint.loading import Chosen, Loaded, StepFolder, choose
 from trainer.checkpoint.proof import Precision, check_same_loss
-from trainer.checkpoint.resume import Resume, decide_resume, drop_later_steps
+from trainer.checkpoint.resume import Resume, decide_resume
+from trainer.island_resume import may_go_on, restore_islands
 from trainer.islands.checkpoints import LoadedIsland, load_island
 from trainer.islands.exchange import Islands
+from trainer.islands.memory import find_kept
 from trainer.keeping.newest import in_order
 from trainer.keeping.source import SnapshotSource
-from trainer.numeric.jumps import Rollback, decode
-from trainer.numeric.record import Admitted, joined, write_rollbacks
+from trainer.numeric.jumps import Rollback
+from trainer.numeric.record import Admitted
 from trainer.probe import probe_loss
 from trainer.progress import Progress
 from trainer.replica_state import restore_replicas
-from trainer.run_folder import RunFolder, append_event
+from trainer.restored import (
+    Restored,
+    continue_numeric,
+    drop_lines,
+    newest_on_disk,
+    note_islands,
+    note_resets,
+    record_resumed,
+)
+from trainer.run_folder import RunFolder
 from trainer.state import arithmetic_of, require_same_data, tensors_to_fill
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restored:
-    """Where a resumed run stands."""
-
-    progress: Progress
-    path: Path
-    """The snapshot or checkpoint it goes on from."""
-
-    on_disk: Path | None
-    """The newest checkpoint of this run, read or not."""
-
-    back: bool
-    """Whether the user went back on purpose."""
 
 
 def restore(
@@ -54,31 +49,69 @@ def restore(
     assembly: Assembly,
     cursor: dict[str, Any],
     islands: Islands | None,
-    find_snapshots: Callable[[], list[SnapshotSource]],
+    find_snapshots: Callable[[int | None], list[SnapshotSource]],
     rollbacks: tuple[Rollback, ...],
 ) -> Restored | None:
     """Load the newest whole state that `run.resume` allows; None starts afresh.
 
-    Islands go on where they were. Another number of them than the checkpoint's starts from the
-    parameters that all had agreed on, which is noted as an event.
+    Islands go on where they were. Others than the checkpoint's start from the parameters that all
+    had agreed on, which is noted as an event.
 
-    All ranks call it. Snapshots in memory, which `find_snapshots` looks for, come before
-    checkpoints of the same step; what one of the run's `rollbacks` left behind is passed over,
-    unless the user goes back on purpose. Raises RecipeError where the state does not fit the
-    recipe, DataError where none can be loaded, NumericError where the loss of the probe batch is
-    another one than when the checkpoint was written.
+    All ranks call it. Snapshots in memory, which `find_snapshots` looks for, of the run or of one
+    of its islands, come before checkpoints of the same step; what one of the run's `rollbacks` left
+    behind is passed over, unless the user goes back on purpose. Raises RecipeError where the state
+    does not fit the recipe, DataError where none can be loaded, NumericError where the loss of the
+    probe batch is another one than when the checkpoint was written.
     """
     decision = _agreed_decision(mode, folder, environment, group)
     newest = _takes_newest(mode, decision)
-    snapshots = find_snapshots() if newest else []
+    if islands is not None and newest:
+        sources_of = {number: find_snapshots(number) for number in islands.members}
+        kept = find_kept(sources_of, islands, group)
+        if kept is not None and may_go_on(kept, decision.candidates, rollbacks):
+            on_disk = newest_on_disk(None, decision.candidates, folder)
+            return restore_islands(
+                kept, on_disk, folder, environment, group, assembly, cursor, islands, rollbacks
+            )
+    snapshots = find_snapshots(None) if newest else []
     sources = _sources(snapshots, decision.candidates)
     if newest:
         sources = [Admitted(source, rollbacks) for source in sources]
     if not sources:
-        _drop_lines(folder, environment, 0)
+        drop_lines(folder, environment, 0)
         return None
+    found, chosen = _loaded(sources, environment, group, assembly, cursor, islands)
+    loaded = found.loaded
+    if environment.rank == 0 and mode not in ("auto", "must"):
+        _return_to(loaded, folder)
+    drop_lines(folder, environment, loaded.step)
+    record_resumed(loaded, folder, environment)
+    members = () if islands is None else islands.members
+    note_islands(found.stored, members, folder, environment, loaded.step)
+    causes = restore_replicas(assembly, environment.rank, chosen, group, before=found.before)
+    note_resets(causes, folder, environment, loaded.step)
+    progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"], updates=found.updates)
+    continue_numeric(progress, loaded.meta, rollbacks if newest else (), folder, environment)
+    return Restored(
+        progress=progress,
+        path=loaded.path,
+        on_disk=newest_on_disk(loaded, decision.candidates, folder),
+        back=decision.back,
+    )
+
+
+def _loaded(
+    sources: Sequence[Source],
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    assembly: Assembly,
+    cursor: dict[str, Any],
+    islands: Islands | None,
+) -> tuple[LoadedIsland, Chosen]:
+    """What the first whole one of `sources` has for this rank is in place, and proven."""
     tensors = tensors_to_fill(assembly.weights, assembly.optimizer)
-    found = load_island(tensors, choose(tensors, sources, group), group, islands)
+    chosen = choose(tensors, sources, group)
+    found = load_island(tensors, chosen, group, islands)
     loaded = found.loaded
     assembly.weights.publish()
     require_same_data(loaded.meta["data"], cursor)
@@ -87,34 +120,7 @@ def restore(
     if islands is not None and found.kind != "same":
         islands.start_from(loaded.step)
     _prove(found, assembly, environment)
-    if environment.rank == 0 and mode not in ("auto", "must"):
-        _return_to(loaded, folder)
-    _drop_lines(folder, environment, loaded.step)
-    _record(loaded, folder, environment)
-    _note_islands(found, folder, environment, assembly)
-    _continue_exchange(found, folder, environment, group, assembly)
-    progress = Progress(step=loaded.step, tokens=loaded.meta["tokens"], updates=found.updates)
-    _continue_numeric(progress, loaded, rollbacks if newest else (), folder, environment)
-    return Restored(
-        progress=progress,
-        path=loaded.path,
-        on_disk=_newest_on_disk(loaded, decision, folder),
-        back=decision.back,
-    )
-
-
-def _note_islands(
-    found: LoadedIsland, folder: RunFolder, environment: RankEnvironment, assembly: Assembly
-) -> None:
-    if environment.rank == 0 and found.stored != assembly.layout.island:
-        append_event(
-            folder.events,
-            now_s=time.time(),
-            kind="islands_changed",
-            step=found.loaded.step,
-            before=found.stored,
-            now=assembly.layout.island,
-        )
+    return found, chosen
 
 
 def _agreed_decision(
@@ -147,13 +153,6 @@ def _sources(snapshots: Sequence[SnapshotSource], candidates: Sequence[Path]) ->
     ]
 
 
-def _newest_on_disk(loaded: Loaded, decision: Resume, folder: RunFolder) -> Path | None:
-    own = [path for path in decision.candidates if path.parent == folder.checkpoints]
-    if loaded.place == "disk":
-        return loaded.path if loaded.path in own else None
-    return own[0] if own else None
-
-
 def _prove(found: LoadedIsland, assembly: Assembly, environment: RankEnvironment) -> None:
     if found.probe_loss is None:
         # What a snapshot has was checked byte by byte, and needs no such proof.
@@ -170,78 +169,8 @@ def _prove(found: LoadedIsland, assembly: Assembly, environment: RankEnvironment
     )
 
 
-def _continue_numeric(
-    progress: Progress,
-    loaded: Loaded,
-    rollbacks: tuple[Rollback, ...],
-    folder: RunFolder,
-    environment: RankEnvironment,
-) -> None:
-    record = loaded.meta.get("numeric")
-    progress.restore_numeric(record)
-    made = () if record is None else decode(record["rollbacks"])
-    progress.rollbacks = joined(made, rollbacks)
-    if environment.rank == 0 and (progress.rollbacks or folder.rollbacks.exists()):
-        write_rollbacks(folder.rollbacks, progress.rollbacks)
-
-
 def _return_to(loaded: Loaded, folder: RunFolder) -> None:
     """A path into this run's own folder goes back on purpose: what came later must not win when
     the run is started again."""
     if loaded.path.parent == folder.checkpoints:
         set_aside_later(folder.checkpoints, loaded.step)
-
-
-def _drop_lines(folder: RunFolder, environment: RankEnvironment, step: int) -> None:
-    if environment.rank == 0:
-        drop_later_steps(folder, step)
-
-
-def _continue_exchange(
-    found: LoadedIsland,
-    folder: RunFolder,
-    environment: RankEnvironment,
-    group: dist.ProcessGroup,
-    assembly: Assembly,
-) -> None:
-    loaded = found.loaded
-    causes = restore_replicas(
-        assembly,
-        environment.rank,
-        loaded.path,
-        loaded.meta.get("replicas"),
-        group,
-        before=found.before,
-    )
-    for cause in causes:
-        if environment.rank == 0:
-            append_event(
-                folder.events,
-                now_s=time.time(),
-                kind="compression_reset",
-                step=loaded.step,
-                cause=cause,
-            )
-
-
-def _record(loaded: Loaded, folder: RunFolder, environment: RankEnvironment) -> None:
-    if environment.rank != 0:
-        return
-    now_s = time.time()
-    for path, reason in loaded.skipped:
-        append_event(
-            folder.events,
-            now_s=now_s,
-            kind="checkpoint_skipped",
-            step=loaded.step,
-            path=str(path),
-            cause=reason,
-        )
-    append_event(
-        folder.events,
-        now_s=now_s,
-        kind="resumed",
-        step=loaded.step,
-        path=str(loaded.path),
-        place=loaded.place,
-    )

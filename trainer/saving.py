@@ -36,7 +36,7 @@ class Saver:
         self._rehearse = config.rehearse
         self._snapshot = snapshot
         self._events = events
-        self._saved_step = -1
+        self._saved_step = self._past_step = -1
         self._saved_at_s = time.monotonic()
         self._failures_in_row = 0
         self._newest: Path | None = None
@@ -52,14 +52,15 @@ class Saver:
 
     def is_due(self, step: int, *, by_time: bool) -> bool:
         """Whether `save_if_due` will save."""
-        return by_time or (self._interval_steps > 0 and step % self._interval_steps == 0)
+        due = by_time or (self._interval_steps > 0 and step % self._interval_steps == 0)
+        return due and step > self._past_step
 
     def rehearse(self, step: int) -> None:
         """Save before the first step and wait: a save that fails should cost a minute.
 
         Raises ResourceError where it cannot be written.
         """
-        if self._rehearse:
+        if self._rehearse and step > self._past_step:
             self._begin(step)
             self._settle(self._checkpointer.wait(), fatal=True)
 
@@ -71,6 +72,10 @@ class Saver:
     def found(self, path: Path) -> None:
         """Note that `path` is a complete checkpoint, of which no more is known."""
         self._newest = path
+
+    def past(self, step: int) -> None:
+        """Note that other islands are at `step` already: nobody saves up to there."""
+        self._past_step = step
 
     def returned(self, step: int, path: Path | None) -> None:
         """Note that the run went back to `step`, which is on disk at `path` or not at all, and that

@@ -13,24 +13,35 @@ from trainer.keeping.config import KeepingConfig
 from trainer.keeping.hold import RESERVED_SLOTS
 from trainer.keeping.pieces import payload_bytes, place_pieces
 from trainer.keeping.room import needs_of_host, room_problem
+from trainer.keeping.rules import without_copies
 from trainer.keeping.slot import slot_bytes
 
 
 def fitting_copies(
-    config: KeepingConfig, share: Share, environment: RankEnvironment, group: dist.ProcessGroup
+    config: KeepingConfig,
+    share: Share,
+    environment: RankEnvironment,
+    group: dist.ProcessGroup,
+    *,
+    reserve_bytes: int = 0,
+    islands: bool = False,
 ) -> tuple[int, str]:
     """On how many other hosts copies of each host's snapshots are kept, and why it is none where
-    the recipe would leave room for some. All ranks call it and get the same answer.
+    the recipe would leave room for some. All ranks call it and get the same answer. Slots have
+    `reserve_bytes` for what is not planned; `islands` have no copies.
 
     Raises ResourceError where hosts lack the room for what the recipe demands.
     """
     slot = slot_bytes(
         description_bytes=256 * len(share.pieces),
-        payload_bytes=payload_bytes(place_pieces(share)),
+        payload_bytes=payload_bytes(place_pieces(share)) + reserve_bytes,
     )
     told = exchange(group, {"host": environment.host, "slot_bytes": slot})
     sizes = [(str(one["host"]), int(one["slot_bytes"])) for one in told]
     copies = config.replicas_over(len({host for host, _ in sizes}))
+    note = without_copies(copies, islands=islands)
+    if note:
+        copies = 0
     problem = _problem(config, sizes, copies, environment, group)
     if problem and copies and config.replica_hosts == "auto":
         without = _problem(config, sizes, 0, environment, group)
@@ -39,7 +50,7 @@ def fitting_copies(
         problem = without
     if problem:
         raise ResourceError(problem)
-    return copies, ""
+    return copies, note
 
 
 def _problem(

@@ -8,12 +8,13 @@ from trainer.data.corpus import Corpus
 from trainer.data.stream import TokenStream
 from trainer.feed import Feed, StepFeed
 from trainer.job import Followers, Listeners, NoFollowers
-from trainer.numeric.guard import NumericGuard
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.protocol import Planner
+from trainer.restored import share_of
 from trainer.rl.mail import TrainerMail
 from trainer.rl.opening import open_rewards
 from trainer.schedule import Schedule, build_schedule
+from trainer.standing import State
 
 
 def open_steps(
@@ -23,12 +24,12 @@ def open_steps(
     corpus: Corpus,
     planner: Planner,
     arithmetic: BatchArithmetic,
-    numeric: NumericGuard,
+    state: State,
     listeners: Listeners,
     mail: TrainerMail | None,
 ) -> tuple[Feed, Followers]:
     """The steps that are still to do, and who is given their weights. All ranks call it."""
-    supervised = open_feed(config, environment, assembly, corpus, planner, arithmetic, numeric)
+    supervised = open_feed(config, environment, assembly, corpus, planner, arithmetic, state)
     if not config.rl.enabled:
         return supervised, NoFollowers()
     rewards = open_rewards(
@@ -51,7 +52,7 @@ def open_feed(
     corpus: Corpus,
     planner: Planner,
     arithmetic: BatchArithmetic,
-    numeric: NumericGuard,
+    state: State,
 ) -> StepFeed:
     """The stream from the first step that is still to do, prepared on a group of its own."""
     stream = TokenStream(
@@ -67,10 +68,9 @@ def open_feed(
         stream,
         planner,
         data_rank=layout.data_rank(environment.rank),
-        island=layout.island_of(environment.rank),
-        islands=layout.island,
+        share=share_of(layout, environment.rank, state.restored),
         group=group,
-        steps=numeric.steps_left(supervised_steps(config)),
+        steps=state.numeric.steps_left(supervised_steps(config)),
     )
 
 

@@ -32,7 +32,7 @@ from comms.compression.geometry import Geometry, cut
 from comms.compression.method import Method, Phases, Scratch, Step, recorded
 from comms.compression.methods import method_of, sent_bytes
 from comms.compression.momentum import Momentum
-from comms.compression.ring import is_natural
+from comms.compression.ring import RingOrder, ring_of
 from comms.compression.runner import Pending, Runner
 from comms.compression.state import Slot
 from comms.compression.two_level import inside_bytes, over_hosts, shard_numel
@@ -45,10 +45,6 @@ STEPS = "steps"
 
 FULL = ("residual", "velocity", "estimate", "estimate_sum")
 """State that has one entry per entry of the gradient."""
-
-
-RingOrder = Callable[[Sequence[int]], Sequence[int]]
-"""From world ranks of a group to the order of its places."""
 
 
 class Exchange:
@@ -136,12 +132,7 @@ class Exchange:
         What is decoded from messages stays bitwise the same, what is summed on the way is so
         within rounding. Raises ValueError where the order does not name every place once.
         """
-        places = tuple(order(dist.get_process_group_ranks(self._group)))
-        if sorted(places) != list(range(self._group.size())):
-            raise ValueError(
-                f"The order {places} must name each of the {self._group.size()} places once."
-            )
-        self._ring = () if is_natural(places) else places
+        self._ring = ring_of(self._group, order)
 
     def commit(self) -> None:
         """Keep what the step did to the state. Called after all its sums were waited for; a step
@@ -153,6 +144,12 @@ class Exchange:
         """Take a dropped step back. Called after all its sums were waited for or have failed."""
         for slot in self._slots.values():
             slot.rollback()
+
+    def guard(self, wait: Callable[[], object]) -> None:
+        """Have the next steps call `wait` before they write to what `state_dict` gives now; for
+        whoever reads it on another thread. Called between steps."""
+        for slot in self._slots.values():
+            slot.guard = wait
 
     def error_norm(self) -> float:
         """Norm of what this rank has not sent yet, over all gradients. Called between steps."""
@@ -234,7 +231,7 @@ class Exchange:
         """Bound this rank's gradient by the bound on the sum over the root of the ranks
         (arXiv 1712.01887, section 3.3: gradients of ranks are independent). Of other keys, the
         norm is that of their last step."""
-        slot.replace("squared_norm", torch.dot(flat, flat))
+        slot.keep("squared_norm", torch.dot(flat, flat))
         norms = [other.values.get("squared_norm") for other in list(self._slots.values())]
         norm = float(sum(float(squared) for squared in norms if squared is not None)) ** 0.5
         limit = clip_norm / self.ranks**0.5

@@ -110,7 +110,7 @@ def local_factors(x: Tensor, slot: Slot, step: Step, rank: int) -> tuple[Tensor,
     left = multiply(x, right.clone(), matrices, rank)
     orthonormalise_all(left, matrices, rank)
     right = multiply_transposed(x, left, matrices, rank)
-    slot.replace("local_factors", right)
+    slot.keep("local_factors", right)
     return left, right
 
 

@@ -60,7 +60,7 @@ class PowerSGD:
         if not finite:
             flat.fill_(torch.nan)
             return False
-        slot.replace("factors", right)
+        slot.keep("factors", right)
         factors.product(left, right, matrices, self._rank, out=flat)
         return bool(right.isfinite().all())
 

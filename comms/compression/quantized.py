@@ -80,7 +80,7 @@ class QuantizedAllReduce:
             self._codec.decode(code, total_C, part)
         total_C += slot.get("sum_residual", total_C)
         code = self._codec.encode(total_C, part, randomness)
-        slot.replace("sum_residual", total_C)
+        slot.keep("sum_residual", total_C)
         return code
 
 

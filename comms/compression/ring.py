@@ -11,7 +11,7 @@ Guarantees, each asserted in tests/comms/compression/test_ring.py:
 - a rank sends to its next neighbour alone, as many bytes as a ring collective does.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -24,11 +24,23 @@ Hops: TypeAlias = "Generator[dist.Work, None, None]"
 
 Order = tuple[int, ...]
 
+RingOrder = Callable[[Sequence[int]], Sequence[int]]
+"""From world ranks of a group to the order of its places."""
+
 
 def is_natural(order: Sequence[int]) -> bool:
     """Whether a ring passes the places as they are counted, wherever it begins."""
     places = len(order)
     return all((b - a) % places == 1 % places for a, b in pairwise(order))
+
+
+def ring_of(group: dist.ProcessGroup, order: RingOrder) -> Order:
+    """The order of the places of `group`; empty where they pass as they are counted. Raises
+    ValueError where it does not name every place once."""
+    places = tuple(order(dist.get_process_group_ranks(group)))
+    if sorted(places) != list(range(group.size())):
+        raise ValueError(f"The order {places} must name each of the {group.size()} places once.")
+    return () if is_natural(places) else places
 
 
 def gather_around(rows_PB: Tensor, group: dist.ProcessGroup, order: Order) -> Hops:

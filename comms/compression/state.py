@@ -3,8 +3,11 @@
 Guarantees, each asserted in tests/comms/compression/test_state.py:
 - after `rollback` all values are those of the last `commit`, bitwise;
 - reading while a step is under way gives, with `committed`, what the last commit left;
-- a value that is written whole costs no copy: two buffers take turns.
+- a value that is written whole costs no copy: two buffers take turns;
+- with a `guard`, values of the last commit are not written to before it has returned.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ class Slot:
 
     def __init__(self) -> None:
         self.steps = 0
+        self.guard: Callable[[], object] | None = None
+        """Waits until somebody who reads the values of the last commit has done so."""
+
         self.values: dict[str, Tensor] = {}
         self._before: dict[str, Tensor | None] = {}
         self._spare: dict[str, Tensor] = {}
@@ -51,6 +57,10 @@ class Slot:
             self._before[name] = self.values.get(name)
         self.values[name] = value
 
+    def keep(self, name: str, value: Tensor) -> None:
+        """As `replace`, of a small value: copied to where the one before the last was."""
+        self.replace(name, self.buffer(name, value).copy_(value))
+
     def drop(self, name: str) -> None:
         """Forget the value."""
         if name in self.values:
@@ -61,6 +71,8 @@ class Slot:
         """Set some entries."""
         target = self.values[name]
         if name not in self._before:
+            if self.guard is not None:
+                self.guard()
             self._written.append((name, indices, target[indices]))
         target[indices] = values
 

@@ -14,7 +14,8 @@ Guarantees, each asserted in tests/comms/outer/test_diloco.py:
 - where an island is lost, the global parameters stay those of the last committed exchange, and
   what the dropped one carried goes with the fragment's next;
 - bytes are counted exactly;
-- a run that continues from a state dict, in mid-exchange too, equals one that went on, bitwise.
+- a run that continues from a state dict, in mid-exchange too, equals one that went on, bitwise;
+  so does one that sends again what was under way, on islands of which one is an exchange ahead.
 """
 
 import logging
@@ -30,7 +31,7 @@ from comms.ledger import Ledger
 from comms.outer import message
 from comms.outer.config import DilocoConfig
 from comms.outer.flight import Flight, Landing, Pilot, carry
-from comms.outer.fragment import Fragment
+from comms.outer.fragment import Fragment, OuterState, require_distinct
 from comms.outer.link import IslandLink, IslandLostError
 from comms.outer.membership import agree
 from comms.outer.saved import read_state, write_state
@@ -75,12 +76,17 @@ class StreamingDiloco:
         ledger: Ledger | None = None,
     ) -> None:
         self._schedule = schedule_of(config, len(fragments))
-        _check_names(fragments)
+        require_distinct(fragments)
         self._config = config
         self._ledger = Ledger() if ledger is None else ledger
         self._fragments = [Fragment(named) for named in fragments]
         self._pilot = Pilot(self._fragments[0].device)
         self._flight: Flight | None = None
+        self._sent: Tensor | None = None
+        self._known: dict[int, Landing] = {}
+        self.last_finite: tuple[bool, ...] = ()
+        """Of the last exchange that was merged, per island: whether it took part in the mean."""
+
         self._steps = self._begun = self._committed = 0
         self._leaving = False
         self.regroup(group, inside)
@@ -163,14 +169,14 @@ class StreamingDiloco:
         flight = None
         if self._flight is not None and self._flight.landing.exception() is None:
             flight = self._flight.fragment, self._flight.landing.result()
-        counts = self._steps, self._begun, self._committed
-        return write_state(self._fragments, counts, flight)
+        return write_state(self._fragments, self.counts, flight)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a state, which is copied. The parameters are the caller's to load.
 
-        Call it on all islands, with states of the same step. Raises ValueError where names or
-        shapes differ; nothing has changed then.
+        Call it on all islands, with states of the same step; with `foretell`, of steps between
+        which one exchange ended. Raises ValueError where names or shapes differ; nothing has
+        changed then.
         """
         self._drop_flight()
         counts, flight = read_state(self._fragments, state)
@@ -179,17 +185,62 @@ class StreamingDiloco:
             number, landing = flight
             self._flight = self._pilot.launch(number, lambda: landing)
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Steps, exchanges begun and exchanges merged."""
+        return self._steps, self._begun, self._committed
+
+    @property
+    def sent(self) -> tuple[int, Tensor] | None:
+        """The fragment under way and the flat outer gradient of this rank's parts that was sent,
+        to which nobody writes; with it, `resend` begins the exchange again."""
+        return (
+            None
+            if self._flight is None or self._sent is None
+            else (
+                self._flight.fragment,
+                self._sent,
+            )
+        )
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """As `state_dict`, at once and without what is under way. Nothing of it is written to
+        before the next merge."""
+        return write_state(self._fragments, self.counts, None)
+
+    def resend(self, gradient: Tensor) -> None:
+        """Begin again the exchange that was under way in the state just loaded, with what was
+        sent, to the same result. One that is not finite takes part without weight."""
+        assert self._flight is None
+        self._send(self._begun - 1, gradient.to(self._fragments[0].device))
+
+    def foretell(self, exchange: int, state: OuterState, finite: Sequence[bool]) -> None:
+        """Say what came of an exchange that has ended on another island: nothing is sent for it.
+        Called after a state was loaded, before `resend` and `step`."""
+        place = self._link.place
+        landing = Landing(state.to(self._fragments[0].device), tuple(finite), place, ())
+        self._known = {exchange: landing}
+
     def close(self) -> None:
         """End the thread; an exchange under way is waited for and forgotten."""
         self._drop_flight()
         self._pilot.close()
 
     def _launch(self) -> None:
+        fragment = self._fragments[self._schedule.fragment(self._begun)]
+        self._begun += 1
+        self._send(self._begun - 1, fragment.gradient(fragment.state.to(fragment.device)))
+
+    def _send(self, exchange: int, gradient: Tensor) -> None:
         config = self._config
-        number = self._schedule.fragment(self._begun)
+        number = self._schedule.fragment(exchange)
         fragment = self._fragments[number]
+        self._sent = gradient
+        if exchange in self._known:
+            landing = self._known.pop(exchange)
+            self._flight = self._pilot.launch(number, lambda: landing)
+            return
         state = fragment.state.to(fragment.device)
-        gradient = fragment.gradient(state)
         if config.layout == "own":
             with self._link.gathering_inside(whole_flat_bytes(fragment.parameters)):
                 gradient = whole_flat(fragment.parameters, gradient)
@@ -199,11 +250,11 @@ class StreamingDiloco:
         leaving, self._leaving = self._leaving, False
         job = partial(carry, fragment, gradient, state, self._link, config, leaving=leaving)
         self._flight = self._pilot.launch(number, job)
-        self._begun += 1
 
     def _land(self) -> Merged:
         assert self._flight is not None
         flight, self._flight = self._flight, None
+        self._sent = None
         before_s = self._ledger.waited_s
         with self._ledger.waiting():
             error = flight.landing.exception()
@@ -222,6 +273,7 @@ class StreamingDiloco:
         fragment = self._fragments[number]
         # Numbers that are not finite would survive any mixture.
         mixing = self._config.mixing if landing.mine else 0.0
+        self.last_finite = landing.finite
         fragment.commit(landing.state)
         fragment.merge(landing.state.parameters, mixing)
         self._committed += 1
@@ -229,7 +281,7 @@ class StreamingDiloco:
     def _drop_flight(self) -> None:
         if self._flight is not None:
             self._flight.landing.exception()
-            self._flight = None
+            self._flight = self._sent = None
 
     def _numel(self, fragment: Fragment) -> int:
         own = self._config.layout == "own"
@@ -245,16 +297,3 @@ class StreamingDiloco:
         sizes = [self._numel(fragment) for fragment in self._fragments]
         choices = config.wire, config.layout, config.outer_lr, config.outer_momentum
         return zlib.crc32(repr((choices, shapes, sizes)).encode())
-
-
-def _check_names(fragments: Sequence[Mapping[str, Tensor]]) -> None:
-    empty = [number for number, named in enumerate(fragments) if not named]
-    if empty:
-        raise ValueError(f"Fragments {empty} hold no parameter. Use fewer fragments.")
-    names = [name for named in fragments for name in named]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{twice} are in several fragments; a parameter belongs to one.")
-    devices = {p.device for named in fragments for p in named.values()}
-    if len(devices) > 1:
-        raise ValueError(f"Parameters lie on {sorted(map(str, devices))}; one device is needed.")

@@ -6,7 +6,7 @@ Guarantees, each asserted in tests/comms/outer/test_fragment.py:
 - a merge keeps `mixing` of the parameters and takes the rest from the global ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,3 +98,17 @@ class Fragment:
 
     def _parts(self) -> list[Tensor]:
         return [part_of(parameter) for parameter in self.parameters]
+
+
+def require_distinct(fragments: Sequence[Mapping[str, Tensor]]) -> None:
+    """Raise ValueError where fragments are empty, share names, or lie on several devices."""
+    empty = [number for number, named in enumerate(fragments) if not named]
+    if empty:
+        raise ValueError(f"Fragments {empty} hold no parameter. Use fewer fragments.")
+    names = [name for named in fragments for name in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice} are in several fragments; a parameter belongs to one.")
+    devices = {p.device for named in fragments for p in named.values()}
+    if len(devices) > 1:
+        raise ValueError(f"Parameters lie on {sorted(map(str, devices))}; one device is needed.")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from cluster.config import ClusterConfig
 from cluster.launch import launch
 from cluster.recovery.config import RecoveryConfig
 from cluster.watchdog.config import WatchdogConfig
+from comms.config import CommsConfig, IslandConfig
+from parallel.config import ParallelConfig
 from tests.jobs import tiny_job
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
@@ -73,12 +76,14 @@ def idle_process(folder: RunFolder) -> int | None:
     return None
 
 
-def run(job: JobConfig, view: Any, **cluster: Any) -> ExitCode:
+def run(
+    job: JobConfig, view: Any, recovery: RecoveryConfig | None = None, **cluster: Any
+) -> ExitCode:
     return launch(
         job,
         ClusterConfig(address="auto", **cluster),
         watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(),
+        recovery=recovery or RecoveryConfig(),
         origins={},
         recipe_text="run: {}\n",
         view=view,
@@ -123,3 +128,33 @@ def test_killed_ranks_are_replaced_and_nothing_is_lost(
     recovered = events(folder, "recovered")
     assert len(recovered) == 2
     assert all(event["lost_steps"] <= 1 for event in recovered)
+
+
+@pytest.mark.timeout(180)
+def test_islands_go_on_without_one_that_is_lost(
+    local_cluster: None, tmp_path: Path, view: Any
+) -> None:
+    island = IslandConfig(every=4, overlap_steps=1, fragments=2)
+    config = replace(
+        job(tmp_path, "islands"),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=island),
+        checkpoint=CheckpointConfig(interval_steps=0),
+    )
+    folder = RunFolder.of(config.run)
+    thread = when(
+        lambda: len(view.steps) >= 2, lambda: os.kill(newest_process(folder, 0), signal.SIGKILL)
+    )
+    # Nothing is waited for that could take its place.
+    assert run(config, view, RecoveryConfig(replace_within_s=0.01)) is ExitCode.DONE
+    thread.join()
+    assert [step for step, _ in losses(folder)] == [*range(1, STEPS + 1)]
+    (changed,) = events(folder, "layout_changed")
+    assert (changed["ranks_before"], changed["ranks"]) == (2, 1)
+    (left,) = events(folder, "islands_changed")
+    assert (left["before"], left["now"], left["islands"], left["joined"]) == (2, 1, [1], [])
+    (recovered,) = events(folder, "recovered")
+    # Lines of steps come late where there are several islands.
+    assert recovered["lost_steps"] <= 1
+    (resumed,) = events(folder, "resumed")
+    assert resumed["place"] == "memory"

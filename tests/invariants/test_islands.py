@@ -231,8 +231,7 @@ def test_what_replicas_of_an_island_have_not_sent_goes_on_with_it(tmp_path):
     assert train_on_ranks(config, 4)[0].step == 9
     assert _losses(config) == _losses(whole)
     assert not _events(config, "compression_reset")
-    off = _events(config, "snapshots_off")
-    assert ["parallel.island=2" in e["cause"] for e in off] == [True, True]
+    assert not _events(config, "snapshots_off")
 
     # One island of as many replicas goes on with what the first one had not sent.
     stopped = str(RunFolder.of(whole.run).checkpoints / "step-00000009")

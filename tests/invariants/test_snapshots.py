@@ -127,9 +127,6 @@ def test_snapshots_that_cannot_be_are_off_or_refused(tmp_path):
     wanted = KeepingConfig(interval_steps=2, dir=nowhere)
     with pytest.raises(ResourceError, match=r"keep\.dir=.*nowhere cannot be used"):
         train_on_ranks(replace(auto, keep=wanted), 1)
-    several = ParallelConfig(island=2)
-    with pytest.raises(RecipeError, match=r"with parallel\.island=2, what islands"):
-        train_on_ranks(replace(auto, keep=replace(wanted, dir="/tmp"), parallel=several), 2)
     disk = OffloadConfig(optimizer="disk", disk=(str(tmp_path / "scratch"),), disk_depth=1)
     with pytest.raises(RecipeError, match="optimizer states are on disk"):
         train_on_ranks(tiny_job(tmp_path, keep=replace(wanted, dir="/tmp"), offload=disk), 1)

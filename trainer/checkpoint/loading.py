@@ -230,15 +230,6 @@ class _Files:
             raise ValueError(f"{file}, {name}: {error}") from error
 
 
-def fill_from_folder(state: State, path: Path, manifest: Manifest) -> None:
-    """Fill `state` in place from the step folder `path`, which was checked and holds all of it.
-
-    Raises OSError or ValueError where it cannot be read.
-    """
-    with _opened(path) as files:
-        fill(state, manifest.tensors, files)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[_Files]:
     with ExitStack() as stack:

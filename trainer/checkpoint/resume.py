@@ -68,6 +68,12 @@ def drop_later_steps(folder: RunFolder, step: int) -> int:
     return sum(_drop_from(path, step) for path in (folder.metrics, folder.plans))
 
 
+def last_step_in(folder: RunFolder) -> int:
+    """The step of the last line of metrics.jsonl; 0 where there is none."""
+    lines = folder.metrics.read_bytes().splitlines() if folder.metrics.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
 def _auto(own: tuple[Path, ...], folder: RunFolder) -> Resume:
     if own:
         return Resume(kind="continue", candidates=own)

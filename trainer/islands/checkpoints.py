@@ -33,8 +33,8 @@ class LoadedIsland:
 
     loaded: Loaded
     kind: Kind
-    stored: int
-    """Islands of the checkpoint."""
+    stored: tuple[int, ...]
+    """The islands of the checkpoint; none where it is of a run that never had several."""
 
     before: str
     """What stands before the names of what replicas had not sent."""
@@ -54,7 +54,7 @@ def saved_with(
     `tensors` are this island's own, as a run without islands would save them.
     """
     state = islands.outer.state_dict()
-    prefix = prefix_of(islands.index)
+    prefix = prefix_of(islands.number)
     found = {prefix + name: tensor for name, tensor in tensors.items()}
     found[prefix + _PROBE] = torch.tensor(probe_loss, dtype=torch.float64)
     # A step may have been skipped on one island alone.
@@ -76,21 +76,26 @@ def load_island(
     than those in it; DataError where it cannot be read.
     """
     meta = chosen.manifest.meta
-    stored = meta["layout"].get("island", 1)
-    index, now = (0, 1) if islands is None else (islands.index, islands.layout.island)
+    stored = _islands_of(meta)
+    now = () if islands is None else islands.members
     kind = kind_of(stored, now)
-    state = {own_name(name, kind, index): tensor for name, tensor in tensors.items()}
-    before = own_prefix(kind, index)
+    number = stored[0] if kind == "gathered" else 0
+    if kind == "same":
+        assert islands is not None
+        number = islands.number
+    state = {own_name(name, kind, number): tensor for name, tensor in tensors.items()}
+    before = own_prefix(kind, number)
     probe, updates = (torch.zeros((), dtype=torch.float64) for _ in range(2))
     slots: OuterSlots | None = None
     if kind == "same":
         assert islands is not None
-        _require_same_schedule(meta["outer"]["schedule"], islands)
+        require_same_schedule(meta["outer"]["schedule"], islands)
         slots = outer_slots(islands.parameters, _flying(meta["outer"]["flight"], islands))
         state |= {**slots.tensors, before + _PROBE: probe}
     if before:
         state[before + _UPDATES] = updates
-    loaded = load_chosen(state, chosen, group, spare=passed_over(kind))
+    spare = passed_over(kind, left=set(stored).difference(now))
+    loaded = load_chosen(state, chosen, group, spare=spare)
     if islands is not None and slots is not None:
         _resume(islands, slots, meta["outer"])
     return LoadedIsland(
@@ -108,9 +113,14 @@ def _resume(islands: Islands, slots: OuterSlots, description: Mapping[str, Any])
     if flight is not None:
         number, _, *marks = flight
         # Rank 0 described it, which has the first place.
-        flight = [number, islands.index, *marks]
+        flight = [number, _islands_of({"outer": description}).index(islands.number), *marks]
     islands.outer.load_state_dict(slots.state(description["counts"], flight))
     islands.first_step = description["first_step"]
+
+
+def _islands_of(meta: Mapping[str, Any]) -> tuple[int, ...]:
+    outer = meta.get("outer")
+    return () if outer is None else tuple(outer["members"])
 
 
 def _probe_loss(kind: Kind, loaded: Loaded, own: float) -> float | None:
@@ -124,7 +134,8 @@ def _flying(flight: list[int] | None, islands: Islands) -> set[str]:
     return set() if flight is None else set(islands.fragments[flight[0]])
 
 
-def _require_same_schedule(stored: Mapping[str, int], islands: Islands) -> None:
+def require_same_schedule(stored: Mapping[str, int], islands: Islands) -> None:
+    """Raise RecipeError where exchanges went by another schedule."""
     now = schedule_record(islands.schedule)
     changed = [
         f"{name}: {stored[name]} in the checkpoint, {now[name]} now"

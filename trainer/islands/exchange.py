@@ -4,12 +4,15 @@ Guarantees, each asserted in tests/invariants/test_islands.py:
 - exchanging after every step, at once and in full, is data parallelism;
 - a run that stops, in mid-exchange too, goes on bitwise;
 - a step that is not finite on one island is skipped there alone;
-- an island that is lost ends the run, and is named.
+- an island that is lost ends this start of the run, and is named;
+- a run that is killed goes on from snapshots bitwise, in mid-exchange too.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -20,9 +23,12 @@ from comms.outer.link import IslandLostError
 from comms.outer.saved import COUNTS, FLIGHT
 from comms.outer.schedule import OuterSchedule
 from parallel.layout import Layout
+from trainer.checkpoint.share import local_part
 from trainer.errors import InfrastructureError
-from trainer.islands.news import LAG_STEPS, News, Newswire
-from trainer.islands.saved import fresh_state
+from trainer.islands.lag import LAG_STEPS, REMEMBERED_STEPS
+from trainer.islands.news import News, Newswire
+from trainer.islands.reports import report_of, report_record
+from trainer.islands.saved import fresh_state, outer_tensors
 from trainer.metrics import StepReport
 
 
@@ -32,7 +38,10 @@ class Islands:
 
     layout: Layout
     index: int
-    """Which island this is."""
+    """Which island this is, among those that go on."""
+
+    members: tuple[int, ...]
+    """The numbers of these, of all that the run began with."""
 
     outer: StreamingDiloco
     schedule: OuterSchedule
@@ -52,6 +61,15 @@ class Islands:
     """The step that the present exchanges began after."""
 
     _waiting: list[StepReport] = field(default_factory=list)
+    _recent: deque[dict[str, Any]] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED_STEPS), init=False
+    )
+    _kept: tuple[int, dict[str, Tensor]] = field(default=(-1, {}), init=False)
+
+    @property
+    def number(self) -> int:
+        """Of this island, among all that the run began with."""
+        return self.members[self.index]
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -81,6 +99,7 @@ class Islands:
         if self.wire is None:
             return [report]
         self._waiting.append(report)
+        self._recent.append(report_record(report))
         return self._settled(report.step - LAG_STEPS)
 
     def settle_all(self) -> list[StepReport]:
@@ -91,12 +110,47 @@ class Islands:
         """What this rank sends of each fragment."""
         return tuple(n * (self.layout.island - 1) for n in self.outer.message_bytes())
 
+    def fragment_sizes(self) -> list[int]:
+        """Elements of this rank's parts of each fragment."""
+        return [
+            sum(local_part(parameter).numel() for parameter in fragment.values())
+            for fragment in self.fragments
+        ]
+
     def start_from(self, step: int) -> None:
         """Begin anew after `step` from the parameters as they are, equal on all islands."""
         exchanges = step // self.schedule.period
         counts = (step, exchanges, exchanges)
         self.outer.load_state_dict(fresh_state(self.parameters, counts))
         self.first_step = step
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """This rank's outer state for a snapshot, without what is under way."""
+        committed = self.outer.counts[2]
+        if self._kept[0] != committed:
+            state = self.outer.kept_state()
+            self._kept = committed, outer_tensors(state, self.parameters, kept=True)
+        return self._kept[1]
+
+    def kept_description(self) -> dict[str, object]:
+        """Of a snapshot: what its tensors do not say."""
+        sent = self.outer.sent
+        return {
+            "schedule": schedule_record(self.schedule),
+            "members": list(self.members),
+            "counts": list(self.outer.counts),
+            "flight": None if sent is None else sent[0],
+            "finite": list(self.outer.last_finite),
+            "first_step": self.first_step,
+            "news": [] if self.wire is None else [list(astuple(row)) for row in self.wire.own()],
+            "reports": list(self._recent),
+        }
+
+    def reports_again(self, records: Sequence[dict[str, Any]], *, after: int) -> None:
+        """Wait for news of the steps after `after` that were not reported."""
+        self._recent.extend(records)
+        reports = [report_of(record) for record in records]
+        self._waiting = [report for report in reports if report.step > after]
 
     def description(self, state: dict[str, Tensor]) -> dict[str, object]:
         """Of an outer state, for a checkpoint: what its tensors do not say."""
@@ -106,6 +160,7 @@ class Islands:
             "counts": state[COUNTS].tolist(),
             "flight": None if flight is None else flight.tolist(),
             "first_step": self.first_step,
+            "members": list(self.members),
         }
 
     def close(self) -> None:
@@ -120,6 +175,9 @@ class Islands:
         self._waiting = self._waiting[len(ready) :]
         found = []
         for report in ready:
+            if not self.wire.told(report.step):
+                found.append(report)
+                continue
             with self._reachable(report.step):
                 found.append(of_all(report, self.wire.hear(report.step)))
         return found
@@ -131,15 +189,15 @@ class Islands:
         except IslandLostError as error:
             size = self.layout.island_ranks
             others = ", ".join(
-                f"island {n} (ranks {n * size} to {(n + 1) * size - 1})"
-                for n in range(self.layout.island)
+                f"island {number} (ranks {n * size} to {(n + 1) * size - 1})"
+                for n, number in enumerate(self.members)
                 if n != self.index
             )
             which = "one of " if self.layout.island > 2 else ""
             raise InfrastructureError(
-                f"step {step}: island {self.index} lost {which}{others}: {error}. Start again, and "
-                "the run goes on from its last checkpoint; with another parallel.island it goes on "
-                "from the parameters that all islands agreed on"
+                f"step {step}: island {self.number} lost {which}{others}: {error}. Start "
+                "again, and the run goes on from its snapshots or its last checkpoint; with "
+                "another parallel.island it goes on from what all islands agreed on"
             ) from error
 
 
@@ -155,6 +213,8 @@ def schedule_record(schedule: OuterSchedule) -> dict[str, int]:
 def of_all(report: StepReport, news: Sequence[News]) -> StepReport:
     """The report of one island with what all islands told: losses over all target tokens, the mean
     gradient norm, and whether any skipped the step."""
+    # An island that has just joined tells of steps without targets.
+    news = [row for row in news if row.targets]
     targets = sum(row.targets for row in news)
     losses = [row.loss_sum / row.targets for row in news]
     assert report.islands is not None

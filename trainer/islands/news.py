@@ -9,21 +9,21 @@ Guarantees, each asserted in tests/trainer/islands/test_news.py:
   several steps before it was made is heard once;
 - whoever looks from outside sees an island wait for others only while it listens to what they have
   not told yet;
-- an island that is out of reach is an IslandLostError.
+- an island that is out of reach is an IslandLostError;
+- islands that go on from different steps, and tell again from one on, hear as if they never ended.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import torch.distributed as dist
 
 from comms.ledger import Ledger
 from comms.outer.link import IslandLostError
-
-LAG_STEPS = 2
-"""One step would make every island wait for the slowest of each step."""
+from trainer.islands.lag import LAG_STEPS, REMEMBERED_STEPS
 
 NEWS_BYTES = 64
 """Of one step, to one island."""
@@ -62,14 +62,32 @@ class Newswire:
         self._ledger = Ledger() if ledger is None else ledger
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="news")
         self._told: dict[int, _Told] = {}
+        self._own: deque[News] = deque(maxlen=REMEMBERED_STEPS)
         self._saved_at = -LAG_STEPS
 
     def tell(self, news: News) -> None:
         """Send this island's news of a step; returns at once."""
+        self._own.append(news)
         sent_bytes = NEWS_BYTES * (self._group.size() - 1)
         token = self._ledger.begin("island", "news", sent_bytes, self._group)
         carried = self._thread.submit(self._carry, news, token)
         self._told[int(news.step)] = _Told(carried, token)
+
+    def own(self) -> list[News]:
+        """What this island told of its last steps, oldest first."""
+        return list(self._own)
+
+    def tell_again(self, rows: Sequence[News], *, first: int, heard_until: int) -> None:
+        """Go on from what this island had told, which all do from step `first` on. What was asked
+        for in steps up to `heard_until` has been answered, or is asked for again."""
+        self._saved_at = heard_until
+        for row in rows:
+            if row.step >= first:
+                self.tell(replace(row, stop=0.0, save=0.0))
+
+    def told(self, step: int) -> bool:
+        """Whether all islands tell of `step`, as far as this one knows."""
+        return step in self._told
 
     def hear(self, step: int) -> tuple[News, ...]:
         """All islands' news of a step that was told, in their order; waits for it.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+from comms.config import RankEnvironment
 from comms.ledger import Ledger
 from comms.outer.diloco import StreamingDiloco
 from comms.outer.schedule import split_parameters
@@ -23,13 +24,22 @@ _PROBE_BYTES = 1 << 18
 
 
 def open_islands(
-    config: JobConfig, assembly: Assembly, *, rank: int, recorder: Recorder | None = None
+    config: JobConfig,
+    assembly: Assembly,
+    environment: RankEnvironment,
+    *,
+    recorder: Recorder | None = None,
 ) -> Islands | None:
-    """What this rank exchanges with the other islands; None where there are none. All ranks call
-    it, with weights that are filled alike. With `recorder`, whom this rank waits for can be read
-    from outside. Raises RecipeError where the exchanges do not fit the model."""
+    """What this rank exchanges with the other islands; None where there never were any. All ranks
+    call it, with weights that are filled alike. With `recorder`, whom this rank waits for can be
+    read from outside. Raises RecipeError where the exchanges do not fit the model."""
     layout = assembly.layout
-    if layout.island == 1:
+    members = environment.islands or tuple(range(layout.island))
+    if len(members) != layout.island:
+        raise RecipeError(
+            f"parallel.island={layout.island}, and {len(members)} islands are to go on: {members}"
+        )
+    if layout.island == 1 and not environment.islands:
         return None
     parameters = dict(assembly.weights.named_parameters())
     blocks = block_prefixes(parameters)
@@ -59,7 +69,8 @@ def open_islands(
     ledger.take()
     return Islands(
         layout=layout,
-        index=layout.island_of(rank),
+        index=layout.island_of(environment.rank),
+        members=members,
         outer=outer,
         schedule=schedule,
         fragments=fragments,
@@ -77,7 +88,9 @@ def block_prefixes(names: Iterable[str]) -> list[str]:
 
 def _bytes_per_s(group: dist.ProcessGroup) -> float:
     """What a rank sends per second while it gathers from the same place of all islands, as all
-    others do."""
+    others do. Who is alone sends nothing."""
+    if group.size() == 1:
+        return float("inf")
     own = torch.zeros(_PROBE_BYTES, dtype=torch.uint8)
     rows = [torch.empty_like(own) for _ in range(group.size())]
     fastest_s = float("inf")

@@ -42,13 +42,13 @@ def exchange_outer(
         # It keeps weights of its own beside those on the device, and takes these over.
         optimizer.restored(optimizer.moments(), optimizer.updates)
     job.assembly.weights.publish()
-    _note_left_out(job, work.plan.step, merged)
+    _note_left_out(job, islands, work.plan.step, merged)
     return agreed, merged.waited_s
 
 
-def _note_left_out(job: Job, step: int, merged: Merged) -> None:
+def _note_left_out(job: Job, islands: Islands, step: int, merged: Merged) -> None:
     """Say which islands had nothing finite to give, and took what the others agreed on."""
-    left_out = [island for island, finite in enumerate(merged.finite) if not finite]
+    left_out = [n for n, finite in zip(islands.members, merged.finite, strict=True) if not finite]
     if left_out and job.environment.rank == 0:
         append_event(
             job.folder.events,

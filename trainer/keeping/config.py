@@ -10,15 +10,16 @@ class KeepingConfig:
 
     interval_steps: int | Literal["auto"] = "auto"
     """Steps between snapshots; 0 for none. `auto` is every step where host memory has room for
-    them and holds all of the state: not with optimizer states on disk, nor with islands or
-    compression between replicas. Else it is none, with an event that says why."""
+    them and holds all of the state: not with optimizer states on disk. Else it is none, with an
+    event that says why. Several islands need every step, or none."""
 
     slots: int = 2
     """Snapshots of each rank that are held; more let copies on other hosts lag further behind."""
 
     replica_hosts: int | Literal["auto"] = "auto"
     """Other hosts that hold copies of each host's snapshots in their memory, so that a host can be
-    lost; 0 for none. `auto` is one where there are several hosts and room for it, else none."""
+    lost; 0 for none. `auto` is one where there are several hosts and room for it, else none;
+    several islands have none."""
 
     replica_share: float = 0.03
     """Share of the time in which links between hosts may carry these copies: it says how old they

@@ -2,11 +2,12 @@
 
 Guarantees, each asserted in tests/trainer/keeping/test_pieces.py:
 - pieces do not overlap, and each begins at a word;
+- a block that several ranks kept counts once;
 - a description read back is the one that was written.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +75,14 @@ def payload_bytes(placed: Sequence[Placed]) -> int:
     return aligned(placed[-1].end, WORD_BYTES) if placed else 0
 
 
-def encode_pieces(placed: Sequence[Placed], share: Share) -> str:
+def encode_pieces(placed: Sequence[Placed], tensors: Mapping[str, TensorEntry]) -> str:
     """The part of a description that stays the same from snapshot to snapshot, as the inner text
-    of a JSON object."""
+    of a JSON object; `tensors` has at least those of the pieces."""
     rows = [
         [
             p.piece.name,
             DTYPE_CODES[p.piece.dtype],
-            list(share.tensors[p.piece.name].shape),
+            list(tensors[p.piece.name].shape),
             list(p.piece.box.offsets),
             list(p.piece.shape),
             p.begin,
@@ -90,7 +91,7 @@ def encode_pieces(placed: Sequence[Placed], share: Share) -> str:
     ]
     empty = {
         name: [entry.dtype, list(entry.shape)]
-        for name, entry in share.tensors.items()
+        for name, entry in tensors.items()
         if not entry.chunks
     }
     return f'"pieces":{_json(rows)},"empty":{_json(empty)}'
@@ -145,8 +146,10 @@ def joined(step: int, descriptions: Sequence[tuple[str, Description]]) -> Manife
         shapes |= description.empty
         for block, part in parts_of(description.stored):
             shapes[block.name] = (block.dtype, block.whole_shape)
-            chunk = Chunk(file, block.offsets, block.shape, part)
-            chunks.setdefault(block.name, []).append(chunk)
+            found = chunks.setdefault(block.name, [])
+            # Ranks that hold a block alike may each have kept it.
+            if not any((c.offsets, c.shape) == (block.offsets, block.shape) for c in found):
+                found.append(Chunk(file, block.offsets, block.shape, part))
     return Manifest(
         step=step,
         files={},

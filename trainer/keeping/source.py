@@ -36,22 +36,22 @@ class SnapshotSource:
     def __init__(self, common: CommonStep, folder: Path, *, run: str, rank: int, host: str) -> None:
         self.path = folder / f"generation-{common.generation:08d}" / f"step-{common.step:08d}"
         self.step = common.step
+        self.generation = common.generation
         self._common = common
         self._folder = folder
         self._run = run
         self._rank = rank
         self._host = host
         self._open: dict[str, OpenShare] = {}
+        self._found: tuple[list[list[HeldShare]], Manifest] | None = None
 
     def prepare(self, state: State, group: ProcessGroup | None) -> Manifest:
-        """Check every share on every host, and bring what this host lacks and needs."""
-        whole = self._checked(group)
-        texts = agree_all(group, f"describing {self.path.name}", lambda: self._descriptions(whole))
-        described = {int(n): text for reply in texts for n, text in reply.items()}
-        manifest = joined(
-            self._common.step,
-            [(_file(n), decode_description(described[n].encode())) for n in sorted(described)],
-        )
+        """Check every share on every host, the first time, and bring what this host lacks and
+        needs."""
+        if self._found is None:
+            whole = self._checked(group)
+            self._found = whole, self._described(whole, group)
+        whole, manifest = self._found
         needed = {_number(file) for file in files_needed(state, manifest.tensors)}
         paths = self._bring(whole, needed, group)
         self._open = agree(
@@ -63,6 +63,16 @@ class SnapshotSource:
             },
         )
         return manifest
+
+    def _described(
+        self, whole: Sequence[Sequence[HeldShare]], group: ProcessGroup | None
+    ) -> Manifest:
+        texts = agree_all(group, f"describing {self.path.name}", lambda: self._descriptions(whole))
+        described = {int(n): text for reply in texts for n, text in reply.items()}
+        return joined(
+            self._common.step,
+            [(_file(n), decode_description(described[n].encode())) for n in sorted(described)],
+        )
 
     @contextmanager
     def opened(self) -> Iterator[BlockReader]:

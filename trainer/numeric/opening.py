@@ -5,6 +5,7 @@ from torch.distributed import ProcessGroup
 from comms.config import RankEnvironment
 from trainer.assembly import Assembly
 from trainer.config import JobConfig
+from trainer.islands.exchange import Islands
 from trainer.numeric.back import WayBack
 from trainer.numeric.guard import NumericGuard
 from trainer.numeric.planted import read_planted
@@ -23,11 +24,11 @@ def open_numeric(
     assembly: Assembly,
     saver: Saver,
     progress: Progress,
+    islands: Islands | None,
 ) -> NumericGuard:
     """Every rank calls it once. `group` is the saver's."""
     numeric = read_keys(config.numeric, by_rewards=config.rl.enabled)
     layout = assembly.layout
-    island = layout.island_of(environment.rank)
     back = None
     if numeric.rolls_back:
         back = WayBack(
@@ -47,8 +48,8 @@ def open_numeric(
         ),
         progress=progress,
         environment=environment,
-        first_rank=island * layout.island_ranks,
-        island=island if layout.island > 1 else None,
+        first_rank=layout.island_of(environment.rank) * layout.island_ranks,
+        island=None if islands is None else islands.number,
         events=folder.events,
         planted=read_planted(folder.planted),
         back=back,

@@ -16,7 +16,7 @@ class BatchArithmetic:
     """Ranks of an island that see different tokens."""
 
     islands: int = 1
-    """Equal parts of every step, each for ranks of its own."""
+    """Parts of every step, each for ranks of its own."""
 
     global_batch_sequences: int = 0
     """Packed sequences of one step, whatever their lengths; 0 derives them from the tokens."""
@@ -31,8 +31,8 @@ class BatchArithmetic:
 
     @property
     def sequences_per_island(self) -> int:
-        """Of these, those of one island."""
-        return self.sequences_per_step // self.islands
+        """Of these, the most that one island takes."""
+        return -(-self.sequences_per_step // self.islands)
 
     @property
     def sequences_per_device(self) -> int:
@@ -75,7 +75,8 @@ class BatchArithmetic:
                 f"sequences × {self.seq_len}"
             )
         if self.islands > 1:
-            batch += f", {self.sequences_per_island} on each of {self.islands} islands"
+            most = "up to " if self.sequences_per_step % self.islands else ""
+            batch += f", {most}{self.sequences_per_island} on each of {self.islands} islands"
         if self.group_size == 0:
             return (
                 f"{batch}; {self.data_ranks} ranks × up to {self.max_tokens_per_device} tokens, in "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.recovery.shrink import largest_job
+from cluster.recovery.shrink import islands_left, largest_job
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job
 
@@ -31,6 +31,27 @@ def test_what_cuts_the_model_stays(tmp_path: Path) -> None:
     assert found is not None
     assert (found[0].parallel.tp, found[1]) == (2, 2)
     assert largest_job(job, at_most=1, at_least=1) is None
+
+
+def test_islands_give_way_before_what_is_inside_them(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, parallel=ParallelConfig(island=3, replica=2))
+    found = largest_job(job, at_most=5, at_least=1, island_ranks=2)
+    assert found is not None
+    assert (found[0].parallel.island, found[0].parallel.replica, found[1]) == (2, 2, 4)
+    found = largest_job(job, at_most=1, at_least=1, island_ranks=2)
+    assert found is not None
+    assert (found[0].parallel.island, found[0].parallel.replica, found[1]) == (1, "auto", 1)
+
+
+def test_islands_that_lost_nothing_go_on() -> None:
+    def left(before: tuple[int, ...], count: int) -> tuple[int, ...]:
+        return islands_left(4, before, without_host={1}, broken={0, 1}, count=count)
+
+    assert left((0, 1, 2, 3), 2) == (2, 3)
+    assert left((0, 1, 2, 3), 3) == (0, 2, 3)
+    # One that had not gone on comes back.
+    assert left((0, 2), 3) == (0, 2, 3)
+    assert left((2,), 1) == (2,)
 
 
 def test_as_many_as_there_were_change_nothing(tmp_path: Path) -> None:

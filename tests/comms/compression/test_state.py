@@ -81,3 +81,27 @@ def test_a_step_left_open_counts_as_committed():
     slot.rollback()
     assert not slot.values["a"].any()
     assert slot.steps == 2
+
+
+def test_values_of_the_last_commit_wait_for_the_guard():
+    slot = _filled()
+    asked = []
+    slot.guard = lambda: asked.append(slot.values["b"].clone())
+    slot.begin()
+    slot.replace("a", slot.values["a"] + 1)
+    slot.write("a", torch.tensor([0]), torch.tensor([9.0]))
+    assert asked == []
+    slot.write("b", torch.tensor([0]), torch.tensor([4.0]))
+    assert torch.equal(asked[0], torch.ones(6))
+    assert slot.values["b"][0] == 4.0
+
+
+def test_a_small_value_is_kept_where_the_one_before_the_last_was():
+    slot, places = Slot(), []
+    for step in range(4):
+        slot.begin()
+        slot.keep("norm", torch.tensor(float(step)))
+        places.append(slot.values["norm"].data_ptr())
+        slot.commit()
+        assert slot.values["norm"] == step
+    assert places[0] == places[2] != places[1] == places[3]

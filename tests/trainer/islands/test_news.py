@@ -13,7 +13,8 @@ from comms.telemetry.board import Board
 from comms.telemetry.reading import read_board
 from comms.telemetry.recorder import Recorder
 from tests.ranks import run_on_ranks
-from trainer.islands.news import LAG_STEPS, News, Newswire
+from trainer.islands.lag import LAG_STEPS
+from trainer.islands.news import News, Newswire
 
 
 def _news(step: int, **changes: float) -> News:

@@ -69,12 +69,16 @@ def test_an_outer_state_is_read_back_bitwise_whatever_cuts_it():
 
 def test_islands_go_on_where_they_were_and_others_from_what_all_agreed_on():
     names = ("model.w", "optim.exp_avg.w")
+    own = ("island2/model.w", "island2/optim.exp_avg.w")
+    gathered = ("model.w", "island2/optim.exp_avg.w")
     cases = {
-        (1, 1): ("alone", names),
-        (3, 3): ("same", ("island2/model.w", "island2/optim.exp_avg.w")),
-        (1, 3): ("spread", names),
-        (3, 1): ("gathered", ("model.w", "island0/optim.exp_avg.w")),
-        (3, 2): ("gathered", ("model.w", "island0/optim.exp_avg.w")),
+        ((), ()): ("alone", names),
+        ((0, 1, 2), (0, 1, 2)): ("same", own),
+        ((0, 1, 2), (0, 2)): ("same", own),
+        ((0, 2), (2,)): ("same", own),
+        ((), (0, 1, 2)): ("spread", names),
+        ((2, 3), ()): ("gathered", gathered),
+        ((2,), (0, 1, 2)): ("gathered", gathered),
     }
     for (stored, now), (kind, wanted) in cases.items():
         assert kind_of(stored, now) == kind
@@ -92,6 +96,8 @@ def test_only_what_belongs_to_others_is_passed_over():
     assert not same("island0/model.buffer")
     assert not same("outer.momentum.w")
     assert same("island1/comms.replica.0.error.w")
+    assert not same("island3/model.w")
+    assert passed_over("same", left=[3])("island3/model.w")
     assert not same("island1/optim.exp_avg.comms.w")
     gathered = passed_over("gathered")
     assert gathered("island1/model.w")

@@ -2,10 +2,21 @@
 
 import random
 
+import torch
+
 from tests.trainer.keeping.shares import RUN, mixed_state
 from trainer.checkpoint.share import plan_share
-from trainer.keeping.folder import list_shares, remove_copies, remove_older
+from trainer.keeping.folder import (
+    check_share,
+    install_share,
+    list_shares,
+    read_share,
+    remove_copies,
+    remove_older,
+)
 from trainer.keeping.hold import RESERVED_SLOTS, Hold, Rotation, read_hold, write_hold
+from trainer.keeping.loose import Loose
+from trainer.keeping.reading import OpenShare
 from trainer.keeping.slot import Owner
 from trainer.keeping.snapshots import Snapshots
 
@@ -61,3 +72,32 @@ def test_a_held_step_stays_in_memory_while_others_pass(tmp_path):
     assert [share.header.step for share in list_shares(tmp_path)] == [4]
     remove_older(tmp_path, 2)
     assert list_shares(tmp_path) == []
+
+
+def test_what_was_not_sent_at_a_held_step_travels_with_it(tmp_path):
+    state = mixed_state(0)
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(mode=0o700)
+    owner = Owner(run=RUN, generation=1, rank=0, ranks=1)
+    snapshots = Snapshots(
+        here,
+        owner,
+        plan_share(state, None),
+        slots=2,
+        meta={"step": 0},
+        reserve_bytes=1000,
+        replicated=True,
+    )
+    write_hold(here, Hold(wanted=3))
+    unsent = {step: torch.full((100 * step,), float(step)) for step in range(1, 9)}
+    for step, tensor in unsent.items():
+        loose = Loose(marks=step, tensors=lambda tensor=tensor: {"unsent": tensor})
+        snapshots.capture(step, mixed_state(step), {"step": step}, loose=loose)
+        snapshots.settle()
+    snapshots.close()
+    assert snapshots.failure is None
+    (held,) = [share for share in list_shares(here) if share.header.step == 3]
+    copy = install_share(there, read_share(held.path))
+    share = OpenShare(copy, check_share(copy))
+    assert torch.equal(share.block("unsent"), unsent[3])
+    assert torch.equal(share.block("large"), mixed_state(3)["large"])

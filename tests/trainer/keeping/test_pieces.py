@@ -32,7 +32,7 @@ def test_pieces_begin_at_words_and_do_not_overlap():
 def test_a_description_read_back_is_the_one_written():
     share = _share()
     placed = place_pieces(share)
-    text = encode_description({"step": 7}, encode_pieces(placed, share))
+    text = encode_description({"step": 7}, encode_pieces(placed, share.tensors))
     description = decode_description(text)
     assert description.meta == {"step": 7}
     assert description.empty == {"nothing": ("F32", (0, 4))}
@@ -52,7 +52,15 @@ def test_a_description_read_back_is_the_one_written():
 def test_several_blocks_of_a_tensor_have_names_of_their_own():
     share = _share()
     stored = decode_description(
-        encode_description({}, encode_pieces(place_pieces(share), share))
+        encode_description({}, encode_pieces(place_pieces(share), share.tensors))
     ).stored
     twice = [stored[0], stored[0]]
     assert list(names_of(twice)) == [stored[0].name, f"{stored[0].name}#1"]
+
+
+def test_a_block_that_several_ranks_kept_counts_once():
+    share = _share()
+    text = encode_description({}, encode_pieces(place_pieces(share), share.tensors))
+    once = joined(1, [("share-00000", decode_description(text))])
+    twice = joined(1, [(f"share-0000{n}", decode_description(text)) for n in range(2)])
+    assert twice.tensors == once.tensors

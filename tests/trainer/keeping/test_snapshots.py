@@ -14,7 +14,8 @@ import torch
 from tests.trainer.keeping.shares import keep, mixed_state, snapshots_of
 from trainer.keeping.folder import check_share, list_shares, rank_folder
 from trainer.keeping.header import ShareDamaged
-from trainer.keeping.reading import OpenShare
+from trainer.keeping.loose import Loose
+from trainer.keeping.reading import OpenShare, description_of
 
 
 def _kept(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -50,6 +51,33 @@ def test_tensors_that_are_made_late_are_asked_for_on_the_thread(tmp_path):
     snapshots.capture(4, state, {"step": 4}, late=lambda: late)
     snapshots.settle()
     assert _equal(_kept(tmp_path, 4), mixed_state(4))
+    snapshots.close()
+
+
+def test_loose_tensors_come_and_go_and_grow(tmp_path):
+    state = mixed_state(1)
+    snapshots = snapshots_of(tmp_path, state)
+    extra = {"more": torch.arange(100_000.0), "one": torch.tensor(3.0), "none": torch.empty(0, 3)}
+    given = [None, extra, extra, None, {"more": extra["more"][:7]}]
+    for step, tensors in enumerate(given, 1):
+        loose = None
+        if tensors is not None:
+            marks = [tensor.data_ptr() for tensor in tensors.values()]
+            loose = Loose(marks=(len(marks), *marks), tensors=lambda found=tensors: found)
+        if step == 3:
+            # The same memory with other values.
+            extra["more"].add_(1)
+        snapshots.capture(step, state, {"step": step, "text": "x" * 2000 * step}, loose=loose)
+        assert loose is None or loose.kept.wait(10)
+        snapshots.settle()
+        assert snapshots.failure is None
+        (found,) = [found for found in list_shares(tmp_path) if found.header.step == step]
+        share = OpenShare(found.path, check_share(found.path))
+        assert torch.equal(share.block("large"), state["large"])
+        held = {block.name for block in description_of(found.path).stored} - set(state)
+        assert held == {name for name, t in (tensors or {}).items() if t.numel()}
+        for name in held:
+            assert torch.equal(share.block(name), tensors[name])
     snapshots.close()
 
 

@@ -1,0 +1,217 @@
+"""Invariant 3 with islands and with compressed replicas: what a kill costs is a step."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from comms.compression.config import ReplicaConfig
+from comms.config import CommsConfig, IslandConfig
+from parallel.config import ParallelConfig
+from tests.built import built, take_steps
+from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.ranks import run_on_ranks
+from trainer.config import JobConfig, TrainConfig
+from trainer.job import Job
+from trainer.keeping.folder import list_shares
+from trainer.loop import train
+from trainer.run_folder import RunFolder
+from trainer.snapshot_opening import folder_of
+
+STEPS = 26
+TRAIN = TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96)
+ISLAND = IslandConfig(every=4, overlap_steps=1, fragments=2, mixing=0.25)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _losses(config: JobConfig) -> list[float]:
+    lines = _lines(RunFolder.of(config.run).metrics)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def _events(config: JobConfig, kind: str) -> list[dict[str, Any]]:
+    return [e for e in _lines(RunFolder.of(config.run).events) if e["kind"] == kind]
+
+
+def _killed(config: JobConfig, ranks: int, *, step: int) -> int:
+    """Train until `step` is reported, kill all ranks; the last step that was reported."""
+    workers, _ = start_ranks(config, ranks)
+    metrics = RunFolder.of(config.run).metrics
+    while len(_lines(metrics)) < step:
+        time.sleep(0.005)
+        assert all(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    return len(_lines(metrics))
+
+
+def _whole(config: JobConfig) -> JobConfig:
+    return replace(config, run=replace(config.run, name="whole"))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("method", ["econtrol", "powersgd"])
+def test_what_replicas_have_not_sent_outlives_them(tmp_path, method):
+    replica = ReplicaConfig(method=method, dense_below=100)
+    config = tiny_job(
+        tmp_path,
+        train=TRAIN,
+        parallel=ParallelConfig(replica=2),
+        comms=CommsConfig(replica=replica),
+    )
+    train_on_ranks(_whole(config), 2)
+    reported = [_killed(config, 2, step=step) for step in (2, 9)]
+    outcome, _ = train_on_ranks(config, 2)
+    assert outcome.step == STEPS
+    resumed = _events(config, "resumed")
+    assert [event["place"] for event in resumed] == ["memory"] * 2
+    for event, last in zip(resumed, reported, strict=True):
+        assert last - 1 <= event["step"] <= last
+    assert not _events(config, "compression_reset")
+    assert not _events(config, "snapshots_off")
+    assert _losses(config) == _losses(_whole(config))
+
+
+@pytest.mark.timeout(240)
+def test_islands_that_are_killed_go_on_from_their_own_steps(tmp_path):
+    config = tiny_job(
+        tmp_path, train=TRAIN, parallel=ParallelConfig(island=2), comms=CommsConfig(island=ISLAND)
+    )
+    train_on_ranks(_whole(config), 2)
+    reported = [_killed(config, 2, step=step) for step in (2, 6, 11, 15)]
+    outcome, _ = train_on_ranks(config, 2)
+    assert outcome.step == STEPS
+    resumed = _events(config, "resumed")
+    assert [event["place"] for event in resumed] == ["memory"] * 4
+    for event, last in zip(resumed, reported, strict=True):
+        # Lines come two steps late.
+        assert last <= event["step"] <= last + 3
+    assert _losses(config) == _losses(_whole(config))
+    assert not list((tmp_path / "keep").iterdir())
+
+
+def _fall_behind(job: Job, config: JobConfig, number: int) -> None:
+    """Lose the newest snapshot of one island."""
+    folder = folder_of(config.keep, RunFolder.of(config.run), number)
+    newest = max(list_shares(folder), key=lambda found: found.header.step)
+    newest.path.unlink()
+
+
+def _go_to(job: Job, step: int) -> None:
+    """Train up to a step, with snapshots, and wait for the last one."""
+    while job.progress.step < step:
+        take_steps(job, 1)
+        job.memory.save_if_due(job.progress.step)
+    job.memory.settle()
+
+
+def _interrupted(rank: int, config: JobConfig) -> list[tuple[int, int]]:
+    """Where both islands went on from, each time one of them had lost its newest snapshot."""
+    begun = []
+    with built(config, rank, 2, sinks=True) as (job, _):
+        _go_to(job, 3)
+    for stop in range(4, 12):
+        dist.barrier()
+        if rank == stop % 2:
+            _fall_behind(job, config, rank)
+        dist.barrier()
+        with built(config, rank, 2, sinks=True) as (job, _):
+            steps: list = [None, None]
+            dist.all_gather_object(steps, job.progress.step)
+            begun.append(tuple(steps))
+            # Both are at the same step again.
+            _go_to(job, stop)
+    with built(config, rank, 2, sinks=True) as (job, _):
+        train(job)
+    return begun
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("overlap_steps", [0, 1])
+def test_an_island_behind_hears_what_came_of_an_exchange(tmp_path, overlap_steps):
+    island = replace(ISLAND, overlap_steps=overlap_steps)
+    config = tiny_job(
+        tmp_path,
+        train=replace(TRAIN, steps=14),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=island),
+    )
+    train_on_ranks(_whole(config), 2)
+    first, second = run_on_ranks(2, _interrupted, config)
+    assert (
+        first == second == [(s - 2, s - 1) if s % 2 == 0 else (s - 1, s - 2) for s in range(4, 12)]
+    )
+    assert _losses(config) == _losses(_whole(config))
+
+
+def _go_on(rank: int, ranks: int, config: JobConfig, islands: tuple[int, ...], step: int) -> dict:
+    """From memory up to a step; where that began, and what was found there."""
+    with built(config, rank, ranks, islands=islands, sinks=True) as (job, _):
+        assert job.islands is not None
+        found = {
+            "from": job.progress.step,
+            "lr state": next(iter(job.assembly.optimizer.moments().values())).clone(),
+            "weights": [p.detach().clone() for p in job.assembly.weights.parameters()],
+            "globals": _agreed(job),
+        }
+        if step == config.train.steps:
+            train(job)
+        else:
+            _go_to(job, step)
+        found["left"] = [p.detach().clone() for p in job.assembly.weights.parameters()]
+        found["agreed"] = _agreed(job)
+    return found
+
+
+def _agreed(job: Job) -> list[torch.Tensor]:
+    assert job.islands is not None
+    agreed = job.islands.outer.global_parameters()
+    return [agreed[name].clone() for name, _ in job.assembly.weights.named_parameters()]
+
+
+def _equal(a: list, b: list) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+@pytest.mark.timeout(240)
+def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
+    config = tiny_job(
+        tmp_path,
+        train=replace(TRAIN, steps=20),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=replace(ISLAND, wire="fp32")),
+    )
+    _, before = run_on_ranks(2, _go_on, 2, config, (), 7)
+    # The other one goes on from where it was, while its own exchange is under way.
+    fewer = replace(config, parallel=ParallelConfig(island=1))
+    (alone,) = run_on_ranks(1, _go_on, 1, fewer, (1,), 11)
+    assert alone["from"] == 7
+    assert _equal(alone["weights"], before["left"])
+    assert _equal(alone["globals"], before["agreed"])
+    assert not _equal(alone["agreed"], alone["globals"])
+    # Who comes back takes what was agreed on.
+    joined, there = run_on_ranks(2, _go_on, 2, config, (), 20)
+    assert joined["from"] == there["from"] == 11
+    assert _equal(there["weights"], alone["left"])
+    assert _equal(joined["weights"], there["globals"])
+    assert torch.equal(joined["lr state"], there["lr state"])
+    assert _equal(joined["agreed"], there["agreed"])
+    changed = [(e["step"], e["islands"], e["joined"]) for e in _events(config, "islands_changed")]
+    assert changed == [(7, [1], []), (11, [0, 1], [0])]
+    left_out = _events(config, "islands_left_out")
+    assert all(event["step"] in (11, 12) for event in left_out)
+    losses = _losses(config)
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
