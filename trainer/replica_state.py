@@ -39,14 +39,18 @@ _COMMON = ("estimate_sum",)
 
 
 def replica_tensors(
-    assembly: Assembly, rank: int, state: Mapping[str, Tensor] | None = None
+    assembly: Assembly,
+    rank: int,
+    state: Mapping[str, Tensor] | None = None,
+    names: Mapping[nn.Parameter, str] | None = None,
 ) -> dict[str, Tensor]:
     """This rank's state by name, as of the last settled step; live tensors and views of them. Or
-    what was the state when its exchange gave `state`."""
+    what was the state when its exchange gave `state`; with `names`, at any moment."""
     replicas = assembly.replicas
     if replicas is None:
         return {}
-    names = _names(assembly)
+    if names is None:
+        names = parameter_names(assembly)
     replica = assembly.layout.coordinates(rank)["replica"]
     rank %= assembly.layout.island_ranks
     found: dict[str, Tensor] = {}
@@ -142,7 +146,7 @@ class _Reader:
         before: str,
     ) -> None:
         self.dropped: list[str] = []
-        self._names = _names(assembly)
+        self._names = parameter_names(assembly)
         self._device = _local(next(iter(self._names))).device
         self._replicas = replicas
         self._replica = assembly.layout.coordinates(rank)["replica"]
@@ -216,7 +220,8 @@ class _Reader:
         return torch.zeros(entry.shape, device=self._device)
 
 
-def _names(assembly: Assembly) -> dict[nn.Parameter, str]:
+def parameter_names(assembly: Assembly) -> dict[nn.Parameter, str]:
+    """Called between steps: within one, sharded parameters may be whole ones instead."""
     return {parameter: name for name, parameter in assembly.weights.named_parameters()}
 
 

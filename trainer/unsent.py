@@ -14,7 +14,7 @@ from trainer.assembly import Assembly
 from trainer.islands.exchange import Islands
 from trainer.islands.saved import sent_tensors
 from trainer.keeping.loose import Loose
-from trainer.replica_state import replica_tensors
+from trainer.replica_state import parameter_names, replica_tensors
 
 
 class Unsent:
@@ -26,6 +26,7 @@ class Unsent:
         self._assembly = assembly
         self._environment = environment
         self._islands = islands
+        self._names = {} if assembly.replicas is None else parameter_names(assembly)
 
     @property
     def reserve_bytes(self) -> int:
@@ -46,7 +47,7 @@ class Unsent:
             return None
 
         def tensors() -> dict[str, Tensor]:
-            found = replica_tensors(self._assembly, self._environment.rank, state)
+            found = replica_tensors(self._assembly, self._environment.rank, state, self._names)
             if islands is not None and sent is not None:
                 fragment, gradient = sent
                 found |= sent_tensors(gradient, islands.fragments[fragment])
