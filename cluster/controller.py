@@ -21,6 +21,9 @@ TRAINING_POLL_S = 1.0
 """Answering takes time from training; once steps follow each other, a second is soon enough. To
 look at ranks from outside takes none, and is done at every poll."""
 
+OWN_WORDS_S = 1.0
+"""How long Ray may take to say how a process ended that was seen to be gone."""
+
 GRACE_S = 2.0
 """After the first failure: how long others may still fail, since the cause can come second."""
 
@@ -131,12 +134,29 @@ class Controller:
     def _failures(self, answers: Answers) -> list[Failure]:
         raised = [reading.failure for reading in answers.readings if reading.failure]
         failures = [*raised, *answers.failures]
-        failures += self.watching.poll()
+        found = self.watching.poll()
+        failures += self._own_words([f for f in found if f.kind == "died" and not f.host_lost])
+        failures += found
         new = {f.rank: f for f in reversed(failures) if f.rank not in self._failed}
         for rank in new:
             self._failed.add(rank)
             self.group.drop(rank)
         return list(new.values())
+
+    def _own_words(self, found: Sequence[Failure]) -> list[Failure]:
+        """What Ray says of processes that were seen to be gone, if it does so soon: it knows how
+        they ended."""
+        began_s = self.clock()
+        told: list[Failure] = []
+        while {f.rank for f in found} - {f.rank for f in told}:
+            if self.clock() - began_s > OWN_WORDS_S:
+                break
+            answers = self.group.read(timeout_s=POLL_S)
+            self._take(answers)
+            self._show_steps(answers)
+            told += [reading.failure for reading in answers.readings if reading.failure]
+            told += answers.failures
+        return told
 
     def _collect(self, failures: list[Failure]) -> list[Failure]:
         """Wait for what other ranks have to say; those who stay silent are listed too."""

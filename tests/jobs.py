@@ -77,6 +77,7 @@ def train_on_ranks(
     stop_after: int | None = None,
     leave_after: int | None = None,
     explicit: dict[str, str] | None = None,
+    mailed: bool = True,
 ) -> tuple[Outcome, list[StepReport]]:
     """Run a job; how it ended, and rank 0's reports. Raises what a rank raised.
 
@@ -84,7 +85,12 @@ def train_on_ranks(
     way for another set of ranks.
     """
     workers, results = start_ranks(
-        config, ranks, stop_after=stop_after, leave_after=leave_after, explicit=explicit
+        config,
+        ranks,
+        stop_after=stop_after,
+        leave_after=leave_after,
+        explicit=explicit,
+        mailed=mailed,
     )
     found: dict[int, Any] = {}
     while len(found) < ranks:
@@ -106,12 +112,15 @@ def start_ranks(
     stop_after: int | None = None,
     leave_after: int | None = None,
     explicit: dict[str, str] | None = None,
+    mailed: bool = True,
 ) -> tuple[list[Any], Any]:
-    """The processes of a job, and the queue on which each answers once."""
+    """The processes of a job, and the queue on which each answers once. Rank 0 of a run by rewards
+    has mail that nobody reads, if `mailed`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.main"])
     results = context.SimpleQueue()
-    arguments = (config, ranks, free_port(), stop_after, leave_after, explicit or {}, results)
+    asked = (stop_after, leave_after, explicit or {}, mailed and config.rl.enabled)
+    arguments = (config, ranks, free_port(), *asked, results)
     workers = [
         context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(ranks)
     ]
@@ -128,6 +137,7 @@ def _work(
     stop_after: int | None,
     leave_after: int | None,
     explicit: dict[str, str],
+    mailed: bool,
     results: Any,
 ) -> None:
     reports: list[StepReport] = []
@@ -143,7 +153,7 @@ def _work(
             should_regroup=lambda: rank == 0 and len(reports) + 1 == leave_after,
             host_memory_gib=lambda: 0.0,
             on_report=reports.append,
-            mail=TrainerMail(Mailbox(), Mailbox()) if rank == 0 and config.rl.enabled else None,
+            mail=TrainerMail(Mailbox(), Mailbox()) if rank == 0 and mailed else None,
         )
     except BaseException as error:
         results.put((rank, pickle.dumps(error)))

@@ -22,7 +22,8 @@ from trainer.rl.rewards.config import RewardConfig
 from trainer.rl.tasks.config import TaskConfig
 from trainer.run_folder import RunFolder
 
-STEPS = 20
+STEPS = 40
+"""Some of them after the second fault, however late it comes."""
 
 
 def job(folder: Path, name: str, **rl: Any) -> JobConfig:

@@ -56,7 +56,9 @@ def test_the_whole_flow_reads_every_key_that_can_matter(chat_source, data_config
     log = ReadLog()
     config = log.watch(data_config(chat_source, kind="chat"), prefix="data.")
     Corpus.open(config, tokenizer, background=False)
-    unread = {f"data.{name}" for name in ("text_field", "vocab_size", "tokenizer")}
+    unread = {
+        f"data.{name}" for name in ("text_field", "vocab_size", "tokenizer", "task_questions")
+    }
     known = {f"data.{name}" for name in DataConfig.__dataclass_fields__}
     assert known - log.read == unread
 

@@ -113,4 +113,4 @@ def test_ranks_that_share_weights_and_sequences_learn_the_same(one_rank, tmp_pat
 
 def test_without_workers_a_run_by_rewards_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"rl\.enabled=true needs workers"):
-        train_on_ranks(reward_job(tmp_path), 1)
+        train_on_ranks(reward_job(tmp_path), 1, mailed=False)
