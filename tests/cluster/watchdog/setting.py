@@ -15,6 +15,9 @@ GROUPS = {
 }
 RANKS = tuple(HOSTS)
 GIB = 1024**3
+FLOPS = 1e12
+"""Work of a usual step."""
+
 NEVER = math.inf
 
 

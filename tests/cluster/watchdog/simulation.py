@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
-from tests.cluster.watchdog.setting import GIB, GROUPS, HOSTS, NEVER, RANKS, Setting
+from tests.cluster.watchdog.setting import FLOPS, GIB, GROUPS, HOSTS, NEVER, RANKS, Setting
 from trainer.boards import CollectiveRecord, RankReading
 
 
@@ -162,7 +162,7 @@ class Simulation:
             if self._at_fault("slow-data", own.clock_s) and setting.fault.rank == rank:  # type: ignore[union-attr]
                 data_s[rank] = setting.fault.factor * setting.step_s  # type: ignore[union-attr]
             phase = "first_step" if step == 1 else "data"
-            self._spend(own, phase, data_s[rank], step=step, round=0, step_work=work * 1000)
+            self._spend(own, phase, data_s[rank], step=step, round=0, step_work=work * FLOPS)
             if step == 1:
                 self._spend(own, phase, setting.warm_up_s * own.random.uniform(0.5, 1.5))
         for number in range(2):
@@ -197,7 +197,7 @@ class Simulation:
             compute_s=(*last["compute_s"][-31:], compute_s),
             waited_s=(*last["waited_s"][-31:], waited_s),
             data_s=(*last["data_s"][-31:], data_s),
-            work=(*last["work"][-31:], work * 1000),
+            work=(*last["work"][-31:], work * FLOPS),
         )
 
     def _between_steps(self) -> None:
