@@ -9,7 +9,6 @@ Pure. Guarantees, each asserted in tests/cluster/watchdog/test_slow.py:
   than the ratio and by more than the noise of all ranks explains;
 - peers are ranks of the same role; a rank without any is compared with its own past;
 - steps are compared per unit of work where ranks say how much they had, whatever the unit;
-- a rank that gets fewer cores than its peers, as others use its host, is not slow by itself;
 - waiting for peers, a longer step for all, or a pause of one rank names nobody.
 """
 
@@ -122,10 +121,7 @@ def costs(ranks: Mapping[int, RankStep]) -> dict[int, float]:
     """Seconds of compute per unit of work, by rank: all by the same measure."""
     busy_s = median(own.busy_s for own in ranks.values())
     early = median(own.compute_s for own in ranks.values()) >= TELLING_SHARE * busy_s
-    seconds = {
-        rank: (own.compute_s if early else own.busy_s) * own.fed_share
-        for rank, own in ranks.items()
-    }
+    seconds = {rank: own.compute_s if early else own.busy_s for rank, own in ranks.items()}
     works = [own.work for own in ranks.values()]
     if any(work is None or work <= 0 for work in works):
         return seconds

@@ -68,16 +68,15 @@ class StarvedSteps:
         self._before_s: dict[int, float] = {}
         self._window: deque[float] = deque(maxlen=window_steps)
 
-    def add(self, total_s: Mapping[int, float], steps: int) -> dict[int, float]:
-        """`steps` steps have ended since the last call; seconds starved in each of them, by rank.
-        `total_s` only grows, but for processes that are new."""
-        each_s = {
-            rank: max(0.0, now_s - self._before_s.get(rank, now_s)) / steps
+    def add(self, total_s: Mapping[int, float], steps: int) -> None:
+        """`steps` steps have ended since the last call. `total_s`, by rank, only grows, but for
+        processes that are new."""
+        each_s = [
+            max(0.0, now_s - self._before_s.get(rank, now_s)) / steps
             for rank, now_s in total_s.items()
-        }
+        ]
         self._before_s = dict(total_s)
-        self._window.extend([median(each_s.values())] * steps)
-        return each_s
+        self._window.extend([median(each_s)] * steps)
 
     @property
     def usual_s(self) -> float:

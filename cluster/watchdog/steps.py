@@ -14,8 +14,6 @@ from trainer.boards import RankReading
 _MOST = 256
 """No rank remembers more steps."""
 
-_LEAST_FED = 0.05
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankStep:
@@ -28,13 +26,6 @@ class RankStep:
     waited_s: float
     data_s: float | None
     work: float | None
-    starved_s: float = 0.0
-    """Wanted a core and got none, about."""
-
-    @property
-    def fed_share(self) -> float:
-        """Of its time, that in which it had what it could use; the least there is counts."""
-        return max(_LEAST_FED, 1.0 - self.starved_s / max(self.duration_s, 1e-9))
 
     @property
     def busy_s(self) -> float:

@@ -12,8 +12,6 @@ tests/cluster/watchdog/test_watch.py on simulated runs:
 - after a recovery (a new generation) ranks start with a clean record.
 """
 
-from dataclasses import replace
-
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.deadlines import Deadlines, History
 from cluster.watchdog.delays import Delays
@@ -117,9 +115,8 @@ class Watchdog:
         roles = {rank: seen.role for rank, seen in evidence.ranks.items()}
         first = min(readings)
         totals_s = {rank: seen.starved_s for rank, seen in evidence.ranks.items()}
-        starved_s = self._starved.add(totals_s, len(taken))
-        for step, own in taken:
-            ranks = {r: replace(one, starved_s=starved_s.get(r, 0.0)) for r, one in own.items()}
+        self._starved.add(totals_s, len(taken))
+        for step, ranks in taken:
             self._history.add_step(ranks[first].duration_s, step, ranks[first].work)
             self._slow.add(step, ranks, roles)
             self._late_data.add(ranks)

@@ -1,9 +1,7 @@
 """The guarantees of cluster/watchdog/steps.py."""
 
-from dataclasses import replace
-
 from cluster.watchdog.steps import Steps
-from tests.cluster.watchdog.given import rank_step, reading
+from tests.cluster.watchdog.given import reading
 
 
 def two(first, second, generation=0):
@@ -48,9 +46,3 @@ def test_what_a_step_came_to():
     assert (own.duration_s, own.compute_s, own.waited_s, own.busy_s) == (1.0, 0.5, 0.25, 0.75)
     assert own.data_s is None
     assert own.work is None
-
-
-def test_the_share_of_a_step_that_a_rank_was_fed_in():
-    assert rank_step(duration_s=2.0).fed_share == 1.0
-    assert replace(rank_step(duration_s=2.0), starved_s=1.5).fed_share == 0.25
-    assert 0.0 < replace(rank_step(duration_s=2.0), starved_s=5.0).fed_share < 0.1
