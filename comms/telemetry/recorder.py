@@ -69,10 +69,8 @@ class Recorder:
         self._names: dict[str, int] = {}
         self._generation = self._step = self._round = 0
         self._phase = self._name("starting")
-        self._began_s = clock()
+        self._begin_own(clock())
         self._data_s = self._work = 0.0
-        self._computed_s: float | None = None
-        self._starved_s = 0.0
         self._ended_starved_s: float | None = None
         self._write_state()
         self._board.beat(clock())
@@ -212,7 +210,7 @@ class Recorder:
 
     def _begin_own(self, now_s: float) -> None:
         self._began_s, self._starved_s = now_s, self._core_waits()
-        self._computed_s = None
+        self._computed_s: float | None = None
 
     def _own_s(self, now_s: float, starved_s: float) -> float:
         return max(0.0, now_s - self._began_s - max(0.0, starved_s - self._starved_s))
