@@ -49,6 +49,9 @@ class Recorder:
     """The telemetry of one rank. Any thread may record collectives; steps and phases belong to the
     training thread."""
 
+    _computed_s: float | None
+    """Of this step; None before its first wait."""
+
     def __init__(
         self,
         board: Board,
@@ -210,7 +213,7 @@ class Recorder:
 
     def _begin_own(self, now_s: float) -> None:
         self._began_s, self._starved_s = now_s, self._core_waits()
-        self._computed_s: float | None = None
+        self._computed_s = None
 
     def _own_s(self, now_s: float, starved_s: float) -> float:
         return max(0.0, now_s - self._began_s - max(0.0, starved_s - self._starved_s))
