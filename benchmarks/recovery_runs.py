@@ -209,8 +209,8 @@ def hangs_in_a_row(setting: Setting, count: int) -> Mapping[str, float]:
 
 
 def slow_in_a_row(setting: Setting, count: int) -> Mapping[str, float]:
-    """Ranks at half speed: named right within 20 steps. What is slow is told once while ranks work
-    together, so a kill between two makes them meet anew."""
+    """Ranks at half speed: named right within 20 steps. What is slow is told once while it
+    stands, so a kill between two makes them meet anew."""
     right, after = 0, []
     with braid_run(setting, spares=1) as run:
         run.planter.await_steps(_SETTLING_STEPS)

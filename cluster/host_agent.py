@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.watchdog.evidence import RankEvidence
-from cluster.watchdog.processes import process_state
+from cluster.watchdog.processes import process_state, thread_times
 from cluster.watchdog.spy import StackDump, dump_stacks
+from cluster.watchdog.starved import Starvation
 from trainer.boards import BoardError, RankReading, read_board
 
 
@@ -35,9 +36,18 @@ class Target:
 class HostAgent:
     """Every method returns soon, but for `stacks`."""
 
+    def __init__(self) -> None:
+        self._starvations: dict[int, Starvation] = {}
+
     def observe(self, targets: Sequence[Target]) -> dict[int, RankEvidence]:
         """What each rank does now, by rank."""
-        return {target.rank: _evidence(target) for target in targets}
+        self._starvations = {
+            target.process: self._starvations.get(target.process, Starvation())
+            for target in targets
+        }
+        return {
+            target.rank: _evidence(target, self._starvations[target.process]) for target in targets
+        }
 
     def end(self, process: int) -> None:
         """End a process at once, also one that is stopped."""
@@ -61,12 +71,13 @@ class HostAgent:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _evidence(target: Target) -> RankEvidence:
+def _evidence(target: Target, starvation: Starvation) -> RankEvidence:
     return RankEvidence(
         rank=target.rank,
         host=target.host,
         process=process_state(target.process),
         reading=_reading(target),
+        starved_s=starvation.add(time.monotonic(), thread_times(target.process)),
         read_s=time.monotonic(),
     )
 

@@ -16,6 +16,7 @@ from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, Ra
 from cluster.watchdog.finding import Finding
 from cluster.watchdog.silences import Silences
 from cluster.watchdog.stacks import sentences
+from cluster.watchdog.told import Told
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import ExitCode
 from trainer.run_folder import append_event
@@ -79,7 +80,7 @@ class Watching:
         self._losses: list[LossPoint] = []
         self._memory: dict[str, HostMemory] = {}
         self._step = 0
-        self._told: set[tuple[str, int | None, str | None]] = set()
+        self._told = Told()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """A step was reported."""
@@ -204,11 +205,9 @@ class Watching:
         )
 
     def _tell(self, finding: Finding) -> None:
-        """Say it once per generation; memory is said as often as it is found."""
-        key = (finding.cause, finding.rank, finding.host)
-        if key in self._told and finding.kind != "memory":
+        """Say it once while it stands."""
+        if not self._told.is_new(finding, self._clock()):
             return
-        self._told.add(key)
         self._view.warning(f"step {finding.step}: {finding.title}: {finding.evidence[0]}")
         append_event(
             self._events,

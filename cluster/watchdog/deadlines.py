@@ -100,7 +100,6 @@ class History:
         self._long_s: dict[str, list[tuple[int, float]]] = {}
         self._rounds_s: deque[float] = deque(maxlen=256)
         self._steps_s: deque[float] = deque(maxlen=64)
-        self._s_per_work: deque[float] = deque(maxlen=64)
         self._work: deque[float] = deque(maxlen=64)
         self._newest_step = 0
         self._made: Deadlines | None = None
@@ -129,7 +128,6 @@ class History:
         self._steps_s.append(seconds)
         self._made = None
         if work is not None and work > 0:
-            self._s_per_work.append(seconds / work)
             self._work.append(work)
 
     @property

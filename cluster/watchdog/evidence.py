@@ -29,6 +29,9 @@ class RankEvidence:
     read_s: float = 0.0
     """When the reading was taken, by the monotonic clock of the rank's host."""
 
+    starved_s: float = 0.0
+    """For how long it wanted a core and got none, of the time since it was first looked at."""
+
     role: str = ""
     """Ranks of the same role do the same work in a step, such as those of one pipeline stage."""
 

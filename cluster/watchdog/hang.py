@@ -7,6 +7,7 @@ Pure. Guarantees, each asserted in tests/cluster/watchdog/test_hang.py:
   where only they take part;
 - where one rank never began a collective that others began, that rank is named;
 - ranks that wait for one another in a ring entered their collectives in different orders;
+- time in which a rank wanted a core and got none is not held against it;
 - a rank that waits for its batch or for a disk makes it `data` or `storage`.
 """
 
@@ -25,6 +26,8 @@ from trainer.boards import RankReading
 
 FROZEN_S = 1.5
 """A heartbeat thread that has not run for so long is held up by its process."""
+
+_TOLD_STARVED_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,7 @@ def _late(moment: Standstill, rank: int, alike: Sequence[int]) -> Finding:
         f"{moment.allowed_s(rank):.1f} s)",
         *_about_waiters(moment, rank, waiters),
         *_about_process(seen),
+        *_about_starvation(moment.tracks[rank]),
     ]
     if alike:
         sentences.append(f"ranks {sorted(alike)} are in phase {reading.phase} for as long")
@@ -199,6 +203,12 @@ def _about_process(seen: RankEvidence) -> list[str]:
             "is held up by native code, or the process is frozen"
         )
     return sentences
+
+
+def _about_starvation(track: Track) -> list[str]:
+    if track.starved_s < _TOLD_STARVED_S:
+        return []
+    return [f"{track.starved_s:.1f} s more, in which it wanted a core and got none, do not count"]
 
 
 def _rings(moment: Standstill) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 Pure. Guarantees, each asserted in tests/cluster/watchdog/test_links.py:
 - a communicator is slow when nearly all steps of the window took it longer than usual by the ratio,
-  and that cost more than `WORTH_SHARE` of the steps;
+  and that cost more than `WORTH_SHARE` of the steps and the time in which ranks lacked cores;
 - slow pairs between the same two hosts are one link, named by the hosts;
 - where all links of one host or rank are slow, and no others, that end is named;
 - measured delays from rank to rank tell senders from receivers.
@@ -38,13 +38,15 @@ def slow_links(
     *,
     step: int,
     step_s: float,
+    starved_s: float = 0.0,
 ) -> list[Finding]:
-    """What is slow now, from the transfers of the last steps; `step_s` is the usual step."""
+    """What is slow now, from the transfers of the last steps; `step_s` is the usual step, in which
+    ranks wanted a core and got none for `starved_s`."""
     windows = delays.windows()
     slow = {
         communicator: window
         for communicator, window in windows.items()
-        if _is_slow(window, config, step_s)
+        if _is_slow(window, config, WORTH_SHARE * step_s + starved_s)
     }
     if not slow:
         return []
@@ -77,9 +79,9 @@ def measured_links(
     return [_finding(cells, hosts, config.link_ratio, [sentence], step=step, after_s=0.0)]
 
 
-def _is_slow(window: list[StepDelays], config: WatchdogConfig, step_s: float) -> bool:
+def _is_slow(window: list[StepDelays], config: WatchdogConfig, worth_s: float) -> bool:
     slow = sum(delay.ratio >= config.link_ratio for delay in window)
-    return slow >= _OF_WINDOW * len(window) and _excess_s(window) >= WORTH_SHARE * step_s
+    return slow >= _OF_WINDOW * len(window) and _excess_s(window) >= worth_s
 
 
 def _excess_s(window: list[StepDelays]) -> float:

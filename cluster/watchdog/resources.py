@@ -4,12 +4,16 @@ Pure. Guarantees, each asserted in tests/cluster/watchdog/test_resources.py:
 - memory of a host that will be full within the horizon is said once per quarter of the horizon,
   with the rank that grew most;
 - the first steps of new processes, which fill caches, are no trend;
+- memory that others take on the host is no trend of this run, where its ranks' own is known, nor is
+  what grows for a few seconds only;
 - batches are late when waiting for them took a large part of nearly all steps of the window, and
   much more than it did; a run that always waited for its data is not at fault.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import median
 
 from cluster.host_memory import GIB, slope_alarm
@@ -27,9 +31,42 @@ WARM_UP_STEPS = 10
 _OVER_USUAL = 3.0
 _OF_WINDOW = 0.8
 _SAMPLES = 48
+_SAMPLE_EVERY_S = 0.9
+"""Ranks tell their memory once a second; more samples are the same ones again."""
+
+_OWN_SHARE = 0.25
+"""Of the growth: where the ranks have less of it, somebody else grows."""
+
 _LEAST_SAMPLES = 24
 _JUDGED_EVERY = 8
 _USUAL_STEPS = 128
+
+
+@dataclass
+class _Samples:
+    """Of one host: step, bytes in use, and bytes that the ranks hold of them."""
+
+    told: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+    told_s: float = -math.inf
+    unjudged: int = 0
+
+    def take(self, step: int, own: HostMemory, now_s: float) -> bool:
+        """Whether it is time to judge."""
+        if abs(now_s - self.told_s) < _SAMPLE_EVERY_S:
+            return False
+        self.told_s = now_s
+        self.told.append((step, own.used_bytes, sum(own.ranks_bytes.values())))
+        self.unjudged += 1
+        if len(self.told) < _LEAST_SAMPLES or self.unjudged < _JUDGED_EVERY:
+            return False
+        self.unjudged = 0
+        return True
+
+    def grown_by_others(self) -> bool:
+        """Whether little of the growth is the ranks'; False where theirs is not known."""
+        _, first_used, first_held = self.told[0]
+        _, used, held = self.told[-1]
+        return held > 0 and held - first_held < _OWN_SHARE * (used - first_used)
 
 
 class HostMemories:
@@ -37,20 +74,18 @@ class HostMemories:
 
     def __init__(self, horizon_steps: int) -> None:
         self._horizon_steps = horizon_steps
-        self._samples: dict[str, deque[tuple[int, int]]] = {}
+        self._samples: dict[str, _Samples] = {}
         self._quiet_until: dict[str, int] = {}
-        self._unjudged: dict[str, int] = {}
         self._warm_from: int | None = None
         self._first_bytes: dict[int, int] = {}
 
     def forget(self) -> None:
         """Processes are new."""
         self._samples.clear()
-        self._unjudged.clear()
         self._first_bytes.clear()
         self._warm_from = None
 
-    def add(self, step: int, memory: Mapping[str, HostMemory]) -> list[Finding]:
+    def add(self, step: int, memory: Mapping[str, HostMemory], *, now_s: float) -> list[Finding]:
         """What this step says."""
         if self._warm_from is None:
             self._warm_from = step + WARM_UP_STEPS
@@ -60,16 +95,14 @@ class HostMemories:
         for host, own in memory.items():
             for rank, held_bytes in own.ranks_bytes.items():
                 self._first_bytes.setdefault(rank, held_bytes)
-            samples = self._samples.setdefault(host, deque(maxlen=_SAMPLES))
-            samples.append((step, own.used_bytes))
-            self._unjudged[host] = self._unjudged.get(host, 0) + 1
-            if len(samples) < _LEAST_SAMPLES or self._unjudged[host] < _JUDGED_EVERY:
-                continue
-            self._unjudged[host] = 0
-            if step < self._quiet_until.get(host, 0):
+            samples = self._samples.setdefault(host, _Samples())
+            due = samples.take(step, own, now_s) and step >= self._quiet_until.get(host, 0)
+            if not due or samples.grown_by_others():
                 continue
             alarm = slope_alarm(
-                list(samples), capacity_bytes=own.total_bytes, horizon_steps=self._horizon_steps
+                [(at, used) for at, used, _ in samples.told],
+                capacity_bytes=own.total_bytes,
+                horizon_steps=self._horizon_steps,
             )
             if alarm:
                 self._quiet_until[host] = step + max(1, self._horizon_steps // 4)

@@ -8,7 +8,7 @@ Pure. Guarantees, each asserted in tests/cluster/watchdog/test_slow.py:
 - a rank is named only if it was slower than its peers in nearly all steps of the window, by more
   than the ratio and by more than the noise of all ranks explains;
 - peers are ranks of the same role; a rank without any is compared with its own past;
-- steps are compared per unit of work where ranks say how much they had;
+- steps are compared per unit of work where ranks say how much they had, whatever the unit;
 - waiting for peers, a longer step for all, or a pause of one rank names nobody.
 """
 
@@ -19,7 +19,7 @@ from statistics import median
 
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.finding import Finding
-from cluster.watchdog.robust import against_others, spread
+from cluster.watchdog.robust import against_others, log_ratio, spread
 from cluster.watchdog.steps import RankStep
 
 TELLING_SHARE = 0.2
@@ -79,7 +79,7 @@ class SlowRanks:
 
     def _own(self, rank: int, cost_s: float) -> float:
         past = self._past.setdefault(rank, deque(maxlen=_PAST_STEPS))
-        score = math.log(max(cost_s, 1e-9) / max(median(past), 1e-9)) if len(past) >= 8 else 0.0
+        score = log_ratio(cost_s, median(past)) if len(past) >= 8 else 0.0
         # What is slow now must not become what is usual.
         if score < math.log(self._config.slow_ratio) / 2:
             past.append(cost_s)

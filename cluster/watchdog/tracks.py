@@ -9,13 +9,18 @@ from cluster.watchdog.phases import IN_STEP
 from cluster.watchdog.waits import Mode
 from trainer.boards import RankReading
 
+LEAST_SHARE = 0.05
+"""Of the time counts whatever a rank starved, so that one that hangs is found at last."""
+
 UNHEARD_S = 1.0
 """After this long without news nothing is known of what a rank does: its times stand still."""
 
 
 @dataclass
 class Track:
-    """One rank. Times are sums over observations."""
+    """One rank. Times are sums over observations, without those in which it wanted a core and got
+    none: such a rank is slowed down by whatever else its host does, and does not hang.
+    """
 
     rank: int
     own_s: float = 0.0
@@ -36,8 +41,13 @@ class Track:
     steps: int = 0
     """Ended in this generation."""
 
+    starved_s: float = 0.0
+    """What was left out since it last made progress."""
+
     reading: RankReading | None = None
     _signature: Any = None
+    _starved_before_s: float | None = None
+    _owed_s: float = 0.0
 
     def advance(
         self, seen: RankEvidence, mode: Mode, dt_s: float, history: History, warm_up_steps: int
@@ -47,6 +57,7 @@ class Track:
         reading = seen.reading
         if reading is None or seen.silent_s > UNHEARD_S:
             return
+        dt_s = self._fed_s(seen.starved_s, dt_s)
         before, self.reading = self.reading, reading
         if before is None or before.generation != reading.generation:
             self._begin(reading)
@@ -64,7 +75,18 @@ class Track:
             self.steps += max(1, reading.ended_step - before.ended_step)
             self.step_s = self.round_s = 0.0
 
+    def _fed_s(self, starved_s: float, dt_s: float) -> float:
+        """Of `dt_s`, what counts. News of starvation may come after the time it is about."""
+        before_s, self._starved_before_s = self._starved_before_s, starved_s
+        if before_s is not None:
+            self._owed_s = min(UNHEARD_S, self._owed_s + max(0.0, starved_s - before_s))
+        given_s = min(self._owed_s, (1.0 - LEAST_SHARE) * dt_s)
+        self._owed_s -= given_s
+        self.starved_s += given_s
+        return dt_s - given_s
+
     def _begin(self, reading: RankReading) -> None:
+        self.starved_s = 0.0
         self.own_s = self.transfer_s = self.waiting_s = self.round_s = self.step_s = 0.0
         self.steps = 0
         self._signature = _signature(reading)
@@ -89,7 +111,7 @@ class Track:
             learn.add_silence(before.phase, self.own_s, before.step)
         if learn and self.transfer_s > 0.0:
             learn.add_transfer(self.transfer_s, before.step)
-        self.own_s = self.transfer_s = self.waiting_s = 0.0
+        self.own_s = self.transfer_s = self.waiting_s = self.starved_s = 0.0
 
     def _watch_process(self, seen: RankEvidence, dt_s: float) -> None:
         if seen.process == "stopped":

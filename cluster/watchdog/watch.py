@@ -2,9 +2,10 @@
 
 Pure but for what it remembers: no clock, no threads. Guarantees, each asserted in
 tests/cluster/watchdog/test_watch.py on simulated runs:
-- an hour of healthy, noisy running raises nothing;
+- an hour of healthy, noisy running raises nothing, also while other work takes the cores;
 - a rank that hangs is named within the longer of 3 s and five median steps, one at half speed and
-  a link at a tenth within 20 steps, each in at least 19 of 20 runs;
+  a link at a tenth within 20 steps, each in at least 19 of 20 runs; ranks that lack cores are
+  given as much more time as they lacked them;
 - a finding stands for as long as its signs do, and not longer;
 - an observer that pauses, or whose clock jumps, blames nobody for it;
 - several faults at once are all found, the most serious first;
@@ -22,6 +23,7 @@ from cluster.watchdog.lost import losses
 from cluster.watchdog.numeric import Losses
 from cluster.watchdog.resources import HostMemories, LateData
 from cluster.watchdog.slow import SlowRanks
+from cluster.watchdog.starved import StarvedSteps
 from cluster.watchdog.steps import Steps
 from cluster.watchdog.tracks import Track
 from cluster.watchdog.waits import current, modes, open_waits
@@ -41,6 +43,7 @@ class Watchdog:
         self._tracks: dict[int, Track] = {}
         self._steps = Steps(config.warm_up_steps)
         self._slow = SlowRanks(config)
+        self._starved = StarvedSteps(config.window_steps)
         self._delays = Delays(config.window_steps)
         self._losses = Losses(config.loss_jump)
         self._late_data = LateData(config)
@@ -111,6 +114,8 @@ class Watchdog:
         hosts = {rank: seen.host for rank, seen in evidence.ranks.items()}
         roles = {rank: seen.role for rank, seen in evidence.ranks.items()}
         first = min(readings)
+        totals_s = {rank: seen.starved_s for rank, seen in evidence.ranks.items()}
+        self._starved.add(totals_s, len(taken))
         for step, ranks in taken:
             self._history.add_step(ranks[first].duration_s, step, ranks[first].work)
             self._slow.add(step, ranks, roles)
@@ -119,9 +124,14 @@ class Watchdog:
         step = taken[-1][0]
         found = self._slow.findings(hosts, readings[first].phase)
         found += slow_links(
-            self._delays, hosts, self._config, step=step, step_s=self._history.median_step_s
+            self._delays,
+            hosts,
+            self._config,
+            step=step,
+            step_s=self._history.median_step_s,
+            starved_s=self._starved.usual_s,
         )
         found += self._late_data.findings(hosts, step)
         found += measured_links(evidence.delays_s, hosts, self._config, step=step)
         self._standing_slow = found
-        return found + self._memories.add(step, evidence.memory)
+        return found + self._memories.add(step, evidence.memory, now_s=evidence.now_s)

@@ -8,7 +8,8 @@ and, from any process of the host, `read_board(path)`.
 Guarantees, each asserted in tests/comms/telemetry/test_recorder.py:
 - ranks that meet in a collective give it the same communicator and the same number;
 - a collective that failed stays pending: nobody saw its end;
-- own compute of a step ends where the rank first waits for others;
+- own compute of a step ends where the rank first waits for others, and is without the time in
+  which the training thread waited for a core: that counts as waited;
 - the heartbeat goes on while the rank waits, and stops with the process.
 """
 
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from comms.telemetry.board import Board
 from comms.telemetry.completion import DeviceEnds
+from comms.telemetry.cores import waited_for_core_s
 from comms.telemetry.layout import AWAITED, ENDED, STARTED, compact_ranks
 
 HEARTBEAT_INTERVAL_S = 0.2
@@ -47,6 +49,9 @@ class Recorder:
     """The telemetry of one rank. Any thread may record collectives; steps and phases belong to the
     training thread."""
 
+    _computed_s: float | None
+    """Of this step; None before its first wait."""
+
     def __init__(
         self,
         board: Board,
@@ -54,19 +59,22 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
         heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
         on_device: bool = False,
+        core_waits: Callable[[], float] = waited_for_core_s,
     ) -> None:
-        """With `on_device`, what is ended runs on CUDA streams, and is over when they are there."""
+        """With `on_device`, what is ended runs on CUDA streams, and is over when they are there.
+        `core_waits` counts the seconds in which the calling thread wanted a core and had none."""
         self._board = board
         self._clock = clock
+        self._core_waits = core_waits
         self._lock = threading.Lock()
         self._device = DeviceEnds(self._end_now) if on_device else None
         self._lines: dict[tuple[str, str, Link | None], _Line | None] = {}
         self._names: dict[str, int] = {}
         self._generation = self._step = self._round = 0
         self._phase = self._name("starting")
-        self._began_s = clock()
+        self._begin_own(clock())
         self._data_s = self._work = 0.0
-        self._blocked_s: float | None = None
+        self._ended_starved_s: float | None = None
         self._write_state()
         self._board.beat(clock())
         self._closing = threading.Event()
@@ -110,8 +118,8 @@ class Recorder:
     def block(self, *tokens: int) -> None:
         """The training thread begins to wait, for these or for something unrecorded."""
         now_s = self._clock()
-        if self._blocked_s is None:
-            self._blocked_s = now_s
+        if self._computed_s is None:
+            self._computed_s = self._own_s(now_s, self._core_waits())
         for token in tokens:
             self._board.stamp(token, AWAITED, now_s)
 
@@ -154,15 +162,18 @@ class Recorder:
     def begin_step(self, step: int, phase: str) -> None:
         """Own compute of the step is counted from here to the first wait."""
         self._step, self._round = step, 0
-        self._began_s, self._blocked_s = self._clock(), None
         self._data_s = self._work = 0.0
+        self._begin_own(self._clock())
+        if self._ended_starved_s is None:
+            self._ended_starved_s = self._starved_s
         self.enter(phase)
 
     def begin_work(self, work: float) -> None:
         """The step's batch is there, and own compute is counted from here: what was before it was
         waiting for data. `work` says how much this rank has to do; 0 where that is not known."""
         now_s = self._clock()
-        self._data_s, self._began_s = now_s - self._began_s, now_s
+        self._data_s = now_s - self._began_s
+        self._begin_own(now_s)
         self._work = work
         self._write_state()
 
@@ -173,13 +184,14 @@ class Recorder:
 
     def end_step(self, waited_s: float) -> None:
         """Keep the figures of the step that is over, of which the rank waited so long."""
-        now_s = self._clock()
-        blocked_s = now_s if self._blocked_s is None else self._blocked_s
+        now_s, starved_s = self._clock(), self._core_waits()
+        computed_s = self._computed_s
+        before_s, self._ended_starved_s = self._ended_starved_s or 0.0, starved_s
         self._board.add_step(
             self._step,
             ended_s=now_s,
-            compute_s=blocked_s - self._began_s,
-            waited_s=waited_s,
+            compute_s=self._own_s(now_s, starved_s) if computed_s is None else computed_s,
+            waited_s=waited_s + max(0.0, starved_s - before_s),
             data_s=self._data_s,
             work=self._work,
         )
@@ -198,6 +210,13 @@ class Recorder:
         self._closing.set()
         self._heart.join()
         self._board.close()
+
+    def _begin_own(self, now_s: float) -> None:
+        self._began_s, self._starved_s = now_s, self._core_waits()
+        self._computed_s = None
+
+    def _own_s(self, now_s: float, starved_s: float) -> float:
+        return max(0.0, now_s - self._began_s - max(0.0, starved_s - self._starved_s))
 
     def _beat(self, interval_s: float) -> None:
         while not self._closing.wait(interval_s):

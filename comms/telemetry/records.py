@@ -84,10 +84,11 @@ class RankReading:
     step_ended_s: tuple[float, ...] = ()
     compute_s: tuple[float, ...] = ()
     """From the arrival of each step's batch to its first blocking collective: what a rank takes by
-    itself, whoever it then waits for."""
+    itself, whoever it then waits for. Without the time in which its thread waited for a core."""
 
     waited_s: tuple[float, ...] = ()
-    """Seconds of each step in which it waited for others."""
+    """Seconds of each step, from the end of the one before, in which it waited for others or for a
+    core."""
 
     data_s: tuple[float, ...] = ()
     """Seconds of each step in which it waited for its batch. Empty where not measured."""

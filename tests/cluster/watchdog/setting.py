@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.watchdog.evidence import ProcessState
+from tests.cluster.watchdog.load import Load
 
 HOSTS = {0: "host-a", 1: "host-a", 2: "host-b", 3: "host-b"}
 GROUPS = {
@@ -15,6 +16,9 @@ GROUPS = {
 }
 RANKS = tuple(HOSTS)
 GIB = 1024**3
+FLOPS = 1e12
+"""Work of a usual step."""
+
 NEVER = math.inf
 
 
@@ -58,4 +62,5 @@ class Setting:
     later; and from which on blocks are recomputed, which is not told."""
 
     warm_up_s: float = 25.0
+    load: Load | None = None
     fault: Fault | None = None

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
-from tests.cluster.watchdog.setting import GIB, GROUPS, HOSTS, NEVER, RANKS, Setting
+from tests.cluster.watchdog.load import Starved
+from tests.cluster.watchdog.setting import FLOPS, GIB, GROUPS, HOSTS, NEVER, RANKS, Setting
 from trainer.boards import CollectiveRecord, RankReading
 
 
@@ -21,6 +22,7 @@ from trainer.boards import CollectiveRecord, RankReading
 class _Rank:
     rank: int
     random: random.Random
+    starved: Starved
     clock_s: float = 0.0
     events: deque[tuple[float, dict[str, Any]]] = field(default_factory=deque)
     seen: dict[str, Any] = field(default_factory=dict)
@@ -30,6 +32,10 @@ class _Rank:
     """And as far as the simulation has come."""
 
     frozen_s: float = NEVER
+    starved_s: float = 0.0
+    """Where it computes, by itself; and the same at the end of the last step."""
+
+    told_s: float = 0.0
     awaited: str = ""
 
 
@@ -61,7 +67,8 @@ class Simulation:
             yield self._evidence(now_s)
 
     def _start(self, rank: int) -> _Rank:
-        own = _Rank(rank, random.Random(self.setting.seed * 100 + rank))
+        chance = random.Random(self.setting.seed * 100 + rank)
+        own = _Rank(rank, chance, Starved(self.setting.load, random.Random(chance.random())))
         first = RankReading(
             rank=rank,
             pid=100 + rank,
@@ -90,6 +97,8 @@ class Simulation:
     def _spend(self, own: _Rank, phase: str, seconds: float, **changes: Any) -> None:
         """Be in `phase` for so long, unless the rank is frozen meanwhile."""
         fault = self.setting.fault
+        needed_s, seconds = seconds, own.starved.stretched_s(own.clock_s, seconds)
+        own.starved_s += seconds - needed_s
         self._put(own, phase=phase, phase_since_s=self._host_s(own, own.clock_s), **changes)
         if fault is not None and fault.freezes(own.rank, phase, own.clock_s + seconds):
             own.frozen_s = min(own.frozen_s, max(own.clock_s, fault.at_s))
@@ -122,6 +131,7 @@ class Simulation:
         if begin_s < NEVER and across and self._at_fault("cut", begin_s):
             seconds = NEVER
             self.stuck_s = min(self.stuck_s, begin_s)
+        seconds = max(self.ranks[rank].starved.stretched_s(begin_s, seconds) for rank in members)
         for own in (self.ranks[rank] for rank in members):
             last = own.last
             at_s = self._host_s(own, own.clock_s)
@@ -157,18 +167,22 @@ class Simulation:
             self.onset_step = step
         first_s: dict[int, float] = {}
         data_s: dict[int, float] = {}
+        worked_s: dict[int, float] = {}
         for rank, own in self.ranks.items():
             data_s[rank] = 0.02 * setting.step_s * own.random.lognormvariate(0, 0.5)
             if self._at_fault("slow-data", own.clock_s) and setting.fault.rank == rank:  # type: ignore[union-attr]
                 data_s[rank] = setting.fault.factor * setting.step_s  # type: ignore[union-attr]
             phase = "first_step" if step == 1 else "data"
-            self._spend(own, phase, data_s[rank], step=step, round=0, step_work=work * 1000)
+            self._spend(own, phase, data_s[rank], step=step, round=0, step_work=work * FLOPS)
             if step == 1:
                 self._spend(own, phase, setting.warm_up_s * own.random.uniform(0.5, 1.5))
+            else:
+                data_s[rank] = own.clock_s - begin_s[rank]
+            worked_s[rank] = own.clock_s - own.starved_s
         for number in range(2):
             for own in self.ranks.values():
                 self._spend(own, "forward", self._compute_s(own, 0.15, cost), round=number)
-                first_s.setdefault(own.rank, own.clock_s - begin_s[own.rank] - data_s[own.rank])
+                first_s.setdefault(own.rank, own.clock_s - own.starved_s - worked_s[own.rank])
             for name in ("shard/0", "shard/1"):
                 self._collective(name, "all_gather", 0.02 * setting.step_s, 1 << 20)
             for own in self.ranks.values():
@@ -190,6 +204,7 @@ class Simulation:
         last = own.last
         waits = [done for done in last["recent"] if done.enqueued_s >= self._host_s(own, begin_s)]
         waited_s = sum(done.duration_s or 0.0 for done in waits)
+        waited_s, own.told_s = waited_s + own.starved_s - own.told_s, own.starved_s
         self._put(
             own,
             steps=(*last["steps"][-31:], self.step),
@@ -197,7 +212,7 @@ class Simulation:
             compute_s=(*last["compute_s"][-31:], compute_s),
             waited_s=(*last["waited_s"][-31:], waited_s),
             data_s=(*last["data_s"][-31:], data_s),
-            work=(*last["work"][-31:], work * 1000),
+            work=(*last["work"][-31:], work * FLOPS),
         )
 
     def _between_steps(self) -> None:
@@ -257,4 +272,5 @@ class Simulation:
             silent_s=now_s - heard_s,
             reading=RankReading(**own.seen),
             read_s=self._host_s(own, now_s),
+            starved_s=own.starved.total_s(heard_s, own.frozen_s),
         )

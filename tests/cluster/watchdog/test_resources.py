@@ -16,7 +16,7 @@ def memory(growth_gib, *, steps=200, noise_gib=0.3):
     for step in range(steps):
         used_gib = 20 + growth_gib * step + chance.gauss(0, noise_gib)
         own = HostMemory(used_bytes=int(used_gib * GIB), total_bytes=64 * GIB)
-        found += memories.add(step, {"a": own})
+        found += memories.add(step, {"a": own}, now_s=step)
     return found
 
 
@@ -42,18 +42,35 @@ def test_the_rank_that_grew_most_is_named_and_first_steps_are_no_trend():
         own = HostMemory(
             used_bytes=int((8 + step / 2) * GIB), total_bytes=64 * GIB, ranks_bytes=held
         )
-        found += [(step, finding) for finding in memories.add(step, {"a": own})]
+        found += [(step, finding) for finding in memories.add(step, {"a": own}, now_s=step)]
     (step, first), *_ = found
     assert step > WARM_UP_STEPS
     assert first.rank == 1
     assert "of its ranks, 1 grew most" in first.evidence[0]
     memories.forget()
-    assert memories.add(60, {"a": own}) == []
+    assert memories.add(60, {"a": own}, now_s=60.0) == []
 
 
 def test_noisy_and_slowly_growing_memory_is_nothing():
     assert memory(0.0) == []
     assert memory(0.01) == []
+
+
+def test_what_others_take_on_the_host_is_no_trend_of_the_run():
+    memories, found = HostMemories(500), []
+    for step in range(200):
+        used = int((20 + 0.1 * step) * GIB)
+        own = HostMemory(used_bytes=used, total_bytes=64 * GIB, ranks_bytes={0: GIB, 1: GIB})
+        found += memories.add(step, {"a": own}, now_s=step)
+    assert found == []
+
+
+def test_growth_of_a_few_seconds_is_no_trend_however_many_steps_it_takes():
+    memories, found = HostMemories(500), []
+    for step in range(400):
+        own = HostMemory(used_bytes=int((20 + 0.05 * step) * GIB), total_bytes=64 * GIB)
+        found += memories.add(step, {"a": own}, now_s=0.05 * step)
+    assert found == []
 
 
 def test_batches_that_come_late_are_data_and_name_the_rank():

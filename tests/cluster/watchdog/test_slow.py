@@ -69,6 +69,22 @@ def test_more_work_is_not_slowness():
     assert fed(step) == []
 
 
+@pytest.mark.parametrize("work", [1e-3, 1.0, 4e8, 1e18])
+@pytest.mark.parametrize("role", ["same", "own"])
+def test_a_slow_rank_is_named_whatever_unit_its_work_is_told_in(work, role):
+    roles = {rank: "" if role == "same" else str(rank) for rank in range(4)}
+
+    def step(number, rank, noise):
+        slow = rank == 1 and number > 20
+        return rank_step(busy_s=(0.06 if slow else 0.03) * noise, duration_s=0.08, work=work)
+
+    assert [finding.rank for finding in fed(step, roles=roles)] == [1]
+
+
+def test_ranks_that_computed_nothing_measurable_are_alike():
+    assert fed(lambda *_: rank_step(busy_s=0.0, work=1e9)) == []
+
+
 def test_only_ranks_of_one_role_are_compared():
     roles = {0: "first", 1: "first", 2: "last", 3: "last"}
 

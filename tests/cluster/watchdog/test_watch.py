@@ -8,6 +8,7 @@ import pytest
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.evidence import ClusterEvidence
 from cluster.watchdog.watch import Watchdog
+from tests.cluster.watchdog.load import Load
 from tests.cluster.watchdog.setting import HOSTS, Fault, Setting
 from tests.cluster.watchdog.simulation import Simulation
 from tests.cluster.watchdog.trials import ENOUGH, RUNS, hits, in_20_steps, named
@@ -121,6 +122,35 @@ def test_ten_minutes_of_short_steps_raise_nothing():
     for evidence in simulation.observe(HOUR_S / 6):
         assert watchdog.observe(evidence) is None, str(watchdog.findings[0])
     assert watchdog.deadlines.known
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_hour_on_machines_that_become_busy_raises_nothing(seed):
+    load = Load(from_s=60.0)
+    simulation = Simulation(Setting(seed=seed, step_s=0.3, warm_up_s=4.0, load=load))
+    watchdog = Watchdog(WatchdogConfig())
+    for evidence in simulation.observe(HOUR_S / 8):
+        assert watchdog.observe(evidence) is None, str(watchdog.findings[0])
+    assert watchdog.deadlines.silence_s < 20.0
+
+
+def test_a_hung_rank_on_busy_machines_is_found_later():
+    def right(fault, found):
+        return found.finding.rank == fault.rank and found.after_s <= 5 * max(
+            3.0, 5 * found.median_step_s
+        )
+
+    phases = ("forward", "backward", "update")
+    load = Load(from_s=20.0)
+    assert hits(right, kind="freeze", phases=phases, step_s=0.4, load=load) >= ENOUGH
+
+
+def test_a_rank_at_half_speed_on_busy_machines():
+    def right(fault, found):
+        return (found.finding.cause, found.finding.rank) == ("slow-compute", fault.rank)
+
+    load = Load(from_s=20.0, least_share=0.4, most_share=0.6)
+    assert hits(right, kind="slow-rank", factor=2.0, load=load) >= ENOUGH
 
 
 @pytest.mark.parametrize("step_s", [0.4, 1.2])

@@ -9,6 +9,7 @@ from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.evidence import ProcessState
 from cluster.watchdog.finding import Finding
 from cluster.watchdog.watch import Watchdog
+from tests.cluster.watchdog.load import Load
 from tests.cluster.watchdog.setting import HOSTS, Fault, Setting
 from tests.cluster.watchdog.simulation import Simulation
 
@@ -34,10 +35,18 @@ class Caught:
         return self.after_s <= max(3.0, 5 * self.median_step_s)
 
 
-def caught(fault: Fault, seed: int, step_s: float, save_every: int = 10**6) -> Caught | None:
+def caught(
+    fault: Fault, seed: int, step_s: float, save_every: int = 10**6, load: Load | None = None
+) -> Caught | None:
     """The first thing said in a run with this fault; None if nothing is."""
     setting = Setting(
-        seed=seed, step_s=step_s, warm_up_s=4.0, save_every=save_every, change_at=10**6, fault=fault
+        seed=seed,
+        step_s=step_s,
+        warm_up_s=4.0,
+        save_every=save_every,
+        change_at=10**6,
+        fault=fault,
+        load=load,
     )
     simulation, watchdog = Simulation(setting), Watchdog(WatchdogConfig())
     median_s = 0.0
@@ -62,6 +71,7 @@ def hits(
     process: ProcessState = "sleeping",
     factor: float = 1.0,
     save_every: int = 10**6,
+    load: Load | None = None,
 ) -> int:
     """In how many runs the first finding is the right one."""
     number = 0
@@ -75,7 +85,7 @@ def hits(
             process=process,
             factor=factor,
         )
-        found = caught(fault, seed, step_s, save_every)
+        found = caught(fault, seed, step_s, save_every, load)
         number += found is not None and right(fault, found)
     return number
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from comms.ledger import Ledger
 from comms.telemetry.board import Board
+from comms.telemetry.cores import waited_for_core_s
 from comms.telemetry.layout import Sizes
 from comms.telemetry.reading import read_board
 from comms.telemetry.recorder import Recorder
@@ -19,6 +20,7 @@ from tests.ranks import run_on_ranks
 
 
 def _recorder(path: Path, rank: int = 0, sizes: Sizes | None = None, **options) -> Recorder:
+    options = {"core_waits": lambda: 0.0, **options}
     return Recorder(Board.create(path, rank=rank, pid=os.getpid(), sizes=sizes), **options)
 
 
@@ -123,6 +125,50 @@ def test_own_compute_of_a_step_ends_at_the_first_wait(tmp_path, group):
     # Without a wait all of the step is its own: three looks at the clock.
     assert reading.compute_s[-1] == 2.0
     recorder.close()
+
+
+def test_waiting_for_a_core_is_no_compute(tmp_path, group):
+    now = {"s": 100.0, "starved_s": 7.0}
+
+    def spend(seconds, starved_s):
+        now["s"] += seconds
+        now["starved_s"] += starved_s
+
+    recorder = _recorder(
+        tmp_path / "a",
+        clock=lambda: now["s"],
+        core_waits=lambda: now["starved_s"],
+        heartbeat_interval_s=60,
+    )
+    ledger = Ledger(recorder=recorder)
+    for _ in range(2):
+        spend(2.0, 1.5)
+        recorder.begin_step(1, "data")
+        spend(1.0, 0.25)
+        recorder.begin_work(64.0)
+        spend(8.0, 6.0)
+        with ledger.collective("replica", "all_reduce", 8, group):
+            spend(3.0, 0.5)
+        spend(1.0, 1.0)
+        recorder.end_step(3.0)
+    recorder.begin_step(2, "data")
+    spend(4.0, 3.0)
+    recorder.end_step(0.0)
+    reading = read_board(tmp_path / "a")
+    assert reading.compute_s == (2.0, 2.0, 1.0)
+    # What lies between two steps is counted with the later one; before the first nothing was.
+    assert reading.waited_s == (3.0 + 7.75, 3.0 + 9.25, 3.0)
+    recorder.close()
+
+
+def test_a_thread_that_shares_a_core_waits_for_it_and_one_that_sleeps_does_not():
+    before_s = waited_for_core_s()
+    time.sleep(0.05)
+    asleep_s = waited_for_core_s() - before_s
+    assert before_s >= 0.0
+    assert asleep_s >= 0.0
+    if not os.path.exists("/proc/thread-self/schedstat"):
+        assert before_s == 0.0
 
 
 def test_waiting_for_the_batch_is_neither_compute_nor_forgotten(tmp_path):

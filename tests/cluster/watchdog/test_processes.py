@@ -1,0 +1,54 @@
+"""cluster/watchdog/processes.py on real processes that share one core."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cluster.watchdog.processes import thread_times
+from cluster.watchdog.starved import Starvation
+
+SPINS = """
+import os
+os.sched_setaffinity(0, [int(sorted(os.sched_getaffinity(0))[0])])
+print("ready", flush=True)
+while True: pass
+"""
+
+
+def grown_s(process: subprocess.Popen[bytes], seconds: float) -> float:
+    starvation, until_s = Starvation(), time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        starvation.add(time.monotonic(), thread_times(process.pid))
+        time.sleep(0.1)
+    return starvation.total_s
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="needs schedstat")
+def test_processes_that_share_a_core_starve_and_one_that_is_stopped_does_not():
+    command = [sys.executable, "-c", SPINS]
+    spinning = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for process in spinning:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        # Two thirds of the time, and more where others use the core as well.
+        assert 0.3 < grown_s(spinning[0], 1.0) < 1.3
+        spinning[0].send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        assert grown_s(spinning[0], 0.5) < 0.1
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+
+def test_a_process_that_is_gone_has_no_threads():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert thread_times(process.pid) == {}
