@@ -4,10 +4,11 @@
     python benchmarks/rl.py --quick
 
 A Llama of 3.2 M parameters learns two-digit addition on two cores. All runs begin with the same
-supervised weights, ask the same series of questions, and take as many steps of as many answers:
+supervised weights, ask questions of one kind, and take as many steps of as many answers:
 
-- async: rl.max_staleness=--staleness, one process that trains and one that samples, a thread each;
-- sync: the same with rl.max_staleness=0;
+- stale1: rl.max_staleness=1, or every bound of `--staleness 1,2`; one process that trains and one
+  that samples, a thread each;
+- stale0: the same in turns;
 - trl: GRPOTrainer in `--ranks` processes of two threads together, in the interpreter `--peers`.
 
 Time counts from the end of a run's first step by rewards, so nobody's start does. Accuracy is the
@@ -16,7 +17,8 @@ share of right answers among those sampled, and its level is the mean of --windo
 reached. Tokens are those of sampled answers per second of the run, training included.
 
 New weights: how long sampling paused for them as a share of the step, and bytes on the wire over
-bytes of the weights, from the asynchronous runs' own metrics.
+bytes of the weights, from the asynchronous runs' own metrics. TRL and the last figures stand beside
+the first of --staleness.
 
 With `--keep FOLDER` what was measured is kept there, and with `--minutes` no run begins later than
 that: the same command again goes on, and prints what there is. --target, --window, --rounds and
@@ -49,7 +51,7 @@ DEFAULTS: dict[str, int | str] = {
     "lr": "3e-4",
     "dynamic": False,
     "ranks": 2,
-    "staleness": 1,
+    "staleness": "1",
     "rounds": 3,
     "window": 20,
     "target": "0",
@@ -58,10 +60,16 @@ DEFAULTS: dict[str, int | str] = {
     "minutes": "0",
     "quick": False,
 }
-QUICK = {"hidden": 64, "layers": 2, "start_steps": 60, "steps": 8}
+QUICK = {"hidden": 64, "layers": 2, "digits": 1, "start_steps": 60, "steps": 12}
+TRL = "trl"
+STALE = "stale"
+SYNCHRONOUS = f"{STALE}0"
 
 Run = Mapping[str, Any]
 """Columns with a number per step, and `faults`."""
+
+Found = dict[str, dict[int, Run]]
+"""Runs by way and round."""
 
 
 def clock_of(run: Run) -> list[float]:
@@ -99,7 +107,7 @@ def share(run: Run, column: str) -> float:
     return sum(run[column][1:]) / clock_of(run)[-1]
 
 
-def record_run(figures: dict[str, float], prefix: str, runs: Sequence[Run], window: int) -> None:
+def record_way(result: Result, way: str, runs: Sequence[Run], window: int) -> None:
     """What one way did: medians over its runs."""
     found = {
         "steps_per_s": [per_s(run) for run in runs],
@@ -108,100 +116,106 @@ def record_run(figures: dict[str, float], prefix: str, runs: Sequence[Run], wind
         "first_level": [levels(run, window)[0] for run in runs],
         "best_level": [max(levels(run, window)) for run in runs],
     }
-    figures |= {f"{prefix}{name}": statistics.median(values) for name, values in found.items()}
+    if way != TRL:
+        found |= {
+            "trainer_wait_share": [share(run, "trainer_wait_s") for run in runs],
+            "rollout_wait_share": [share(run, "rollout_wait_s") for run in runs],
+            "mean_staleness": [statistics.fmean(run["staleness"]) for run in runs],
+            "faults": [float(run["faults"]) for run in runs],
+        }
+    for name, values in found.items():
+        record(result, way, name, statistics.median(values))
 
 
-def record_waits(figures: dict[str, float], prefix: str, runs: Sequence[Run]) -> None:
-    """What Braid's runs say of themselves."""
-    for name, column in (("trainer_wait", "trainer_wait_s"), ("rollout_wait", "rollout_wait_s")):
-        values = [share(run, column) for run in runs]
-        figures[f"{prefix}{name}_share"] = statistics.median(values)
-    figures[f"{prefix}mean_staleness"] = statistics.median(
-        statistics.fmean(run["staleness"]) for run in runs
-    )
-    figures[f"{prefix}faults"] = sum(run["faults"] for run in runs)
+def record(result: Result, way: str, name: str, value: float) -> None:
+    """One figure of one way."""
+    if way == TRL:
+        result.peers.setdefault(TRL, {})[name] = value
+    else:
+        result.braid[f"{way}_{name}"] = value
 
 
 def record_pair(
-    result: Result, name: str, ours: Sequence[Run], theirs: Sequence[Run], given: Any
+    result: Result, ways: tuple[str, str], sides: tuple[list[Run], list[Run]], given: Any
 ) -> None:
-    """Ratios of paired runs: of speeds ours over theirs, of times theirs over ours."""
-    result.ratio(f"steps_per_s_over_{name}", [*map(per_s, ours)], [*map(per_s, theirs)])
-    tokens = [[per_s(run, "tokens") for run in side] for side in (ours, theirs)]
-    result.ratio(f"tokens_per_s_over_{name}", *tokens)
+    """Ratios of the first way over the second, run by run."""
+    pair, (ours, theirs) = "_over_".join(ways), sides
+    for name, column in (("steps_per_s", None), ("tokens_per_s", "tokens")):
+        speeds = ([per_s(run, column) for run in side] for side in sides)
+        result.ratio(f"{pair}_{name}", *speeds)
     target = float(given.target) or common_target([*ours, *theirs], given.window)
-    result.braid[f"accuracy_against_{name}"] = target
+    result.braid[f"{pair}_accuracy"] = target
     reached = [
         (own_s, other_s)
         for own, other in zip(ours, theirs, strict=True)
         if (own_s := seconds_to(own, target, given.window)) is not None
         and (other_s := seconds_to(other, target, given.window)) is not None
     ]
-    result.braid[f"pairs_that_reached_it_against_{name}"] = len(reached)
-    if not reached:
-        return
-    own, other = ([pair[side] for pair in reached] for side in (0, 1))
-    result.braid[f"time_to_accuracy_against_{name}_s"] = statistics.median(own)
-    result.peers.setdefault(name, {})["time_to_accuracy_s"] = statistics.median(other)
-    result.ratio(f"time_to_accuracy_over_{name}", own, other)
+    result.braid[f"{pair}_pairs_that_reached_it"] = len(reached)
+    if reached:
+        own, other = ([times[side] for times in reached] for side in (0, 1))
+        result.braid[f"{pair}_seconds_to_it"] = statistics.median(own)
+        result.braid[f"{pair}_seconds_of_the_other"] = statistics.median(other)
+        result.ratio(f"{pair}_time_to_accuracy", own, other)
 
 
-def record_weights(result: Result, runs: Sequence[Run], start: Mapping[str, float]) -> None:
-    """What new weights cost those who sample, and the wire."""
-    result.braid["parameters"] = start["parameters"]
-    for name in ("pause", "train_pause"):
-        values = [share(run, f"{name}_s") for run in runs]
-        result.braid[f"weights_{name}_share_of_step"] = statistics.median(values)
-        result.spread[f"weights_{name}_share_of_step"] = max(values) - min(values)
-    sent = [n / start["weight_bytes"] for run in runs for n in run["sent_bytes"] if n]
-    if sent:
-        result.braid["weights_wire_bytes_over_bytes"] = statistics.median(sent)
+def record_weights(
+    result: Result, way: str, runs: Sequence[Run], start: Mapping[str, float]
+) -> None:
+    """What new weights cost those who sample, those who train, and the wire."""
+    result.braid |= start
+    steps_s = [clock_of(run)[-1] for run in runs]
+    for name in ("pause_s", "train_pause_s"):
+        pauses = [sum(run[name][1:]) for run in runs]
+        result.ratio(f"{way}_weights_{name}_over_step_s", pauses, steps_s)
+    sent = [statistics.median(n for n in run["sent_bytes"] if n) for run in runs]
+    whole = [start["weight_bytes"]] * len(runs)
+    result.ratio(f"{way}_weights_wire_bytes_over_bytes", sent, whole)
 
 
-def measure(kept: Kept, folder: Path, setting: Setting, given: Any) -> dict[str, Any]:
-    """Everything that is kept or can be measured now: `start`, and by way its runs by round."""
-    start = kept.measured("start", partial(make_start, setting, folder))
-    found: dict[str, Any] = {"start": start, "async": {}, "sync": {}, "trl": {}}
-    reason = why_no_trl(given.peers)
-    if reason is not None:
-        print(f"TRL is left out: {reason}", file=sys.stderr)
-    if start is None:
-        return found
+def measure(kept: Kept, folder: Path, setting: Setting, given: Any) -> Found:
+    """Everything that is kept or can be measured now, in turns."""
+    found: Found = {way: {} for way in ways_of(given)}
     for number in range(given.rounds):
-        ways = {
-            "async": partial(run_braid, staleness=given.staleness, seed=number),
-            "sync": partial(run_braid, staleness=0, seed=number),
-        }
-        if reason is None:
-            ways["trl"] = partial(run_trl, python=given.peers, seed=number)
         # Rotate, so that nobody always runs after the same neighbour.
-        order = list(ways)
+        order = list(found)
         shift = number % len(order)
         for way in order[shift:] + order[:shift]:
-            run = kept.measured(f"{way}-{number}", partial(ways[way], setting, folder))
+            if way == TRL:
+                measured = partial(run_trl, setting, folder, given.peers, seed=number)
+            else:
+                staleness = int(way.removeprefix(STALE))
+                measured = partial(run_braid, setting, folder, staleness=staleness, seed=number)
+            run = kept.measured(f"{way}-{number}", measured)
             if run is not None:
                 found[way][number] = run
     return found
 
 
-def sum_up(result: Result, found: Mapping[str, Any], given: Any) -> None:
+def ways_of(given: Any) -> list[str]:
+    """What is compared; says why TRL is left out where it is."""
+    ways = [f"{STALE}{bound}" for bound in given.staleness.split(",")] + [SYNCHRONOUS]
+    reason = why_no_trl(given.peers)
+    if reason is None:
+        return [*ways, TRL]
+    print(f"TRL is left out: {reason}", file=sys.stderr)
+    return ways
+
+
+def sum_up(result: Result, found: Found, start: Mapping[str, float], given: Any) -> None:
     """All figures of what was measured."""
-    for way in ("async", "sync", "trl"):
-        runs = list(found[way].values())
-        if not runs:
-            continue
-        figures = result.peers.setdefault("trl", {}) if way == "trl" else result.braid
-        prefix = "" if way == "trl" else f"{way}_"
-        record_run(figures, prefix, runs, given.window)
-        if way != "trl":
-            record_waits(figures, prefix, runs)
-    for way in ("sync", "trl"):
-        rounds = sorted(found["async"].keys() & found[way].keys())
-        if rounds:
-            sides = ([found[side][number] for number in rounds] for side in ("async", way))
-            record_pair(result, way, *sides, given)
-    if found["async"]:
-        record_weights(result, list(found["async"].values()), found["start"])
+    first = next(iter(found))
+    for way, runs in found.items():
+        if runs:
+            record_way(result, way, list(runs.values()), given.window)
+    for way in found:
+        ours, theirs = (first, TRL) if way == TRL else (way, SYNCHRONOUS)
+        rounds = sorted(found[ours].keys() & found[theirs].keys())
+        if rounds and way != SYNCHRONOUS:
+            own, other = ([found[side][number] for number in rounds] for side in (ours, theirs))
+            record_pair(result, (ours, theirs), (own, other), given)
+    if found[first]:
+        record_weights(result, first, list(found[first].values()), start)
 
 
 def setting_of(given: Any) -> Setting:
@@ -217,11 +231,12 @@ def main() -> None:
     if given.quick:
         given.rounds, given.window = 1, 4
     setting = setting_of(given)
-    settings = {**asdict(setting), "staleness": given.staleness}
-    kept = Kept(given.keep, float(given.minutes), settings)
     result = Result(name="rl")
+    kept = Kept(given.keep, float(given.minutes), asdict(setting))
     with kept.place() as folder:
-        sum_up(result, measure(kept, folder, setting, given), given)
+        start = kept.measured("start", partial(make_start, setting, folder))
+        assert start is not None, "the first measurement is always made"
+        sum_up(result, measure(kept, folder, setting, given), start, given)
     result.missing = kept.missing
     result.show(as_json=given.json)
 

@@ -5,6 +5,7 @@ All three are started as users start them, as processes of their own.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,7 @@ def rewards_recipe(
     return {
         "run": {"dir": str(folder), "name": "rewards", "seed": seed},
         "model": {"path": str(start)},
+        "data": {"source": "task", "seq_len": 128, "packing": "whole"},
         "train": {"steps": setting.steps, "max_tokens_per_device": 32 * answers},
         "optim": {"lr": setting.lr, "weight_decay": WEIGHT_DECAY},
         "sched": {"name": "constant", "warmup_steps": 0},
@@ -109,6 +111,8 @@ def rewards_recipe(
 
 def make_start(setting: Setting, folder: Path) -> dict[str, float]:
     """Train the weights from which all runs go on, into `folder`/weights; what they are."""
+    # Of a part that was broken off.
+    shutil.rmtree(weights_of(folder), ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="braid-rl-") as place:
         run = _run_recipe(start_recipe(setting, Path(place)), Path(place))
         words = ["export", str(run), "--to", str(weights_of(folder)), "--dtype", "fp32"]
