@@ -168,7 +168,7 @@ def record_weights(
     for name in ("pause_s", "train_pause_s"):
         pauses = [sum(run[name][1:]) for run in runs]
         result.ratio(f"{way}_weights_{name}_over_step_s", pauses, steps_s)
-    sent = [statistics.median(n for n in run["sent_bytes"] if n) for run in runs]
+    sent = [statistics.median([n for n in run["sent_bytes"] if n] or [0.0]) for run in runs]
     whole = [start["weight_bytes"]] * len(runs)
     result.ratio(f"{way}_weights_wire_bytes_over_bytes", sent, whole)
 
@@ -231,6 +231,8 @@ def main() -> None:
     if given.quick:
         given.rounds, given.window = 1, 4
     setting = setting_of(given)
+    if setting.steps <= given.window:
+        raise SystemExit(f"--window {given.window} needs more than {setting.steps} --steps.")
     result = Result(name="rl")
     kept = Kept(given.keep, float(given.minutes), asdict(setting))
     with kept.place() as folder:
