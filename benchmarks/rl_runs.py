@@ -68,8 +68,8 @@ def start_recipe(setting: Setting, folder: Path) -> dict[str, Any]:
         "data": {"source": "task", "tokenizer": "bytes", "seq_len": 128, "packing": "whole"},
         "train": {
             "steps": setting.start_steps,
-            "global_batch_tokens": 2048,
-            "max_tokens_per_device": 2048,
+            "global_batch_tokens": 1024,
+            "max_tokens_per_device": 1024,
         },
         "optim": {"lr": setting.start_lr, "weight_decay": WEIGHT_DECAY},
         "sched": {"name": "constant", "warmup_steps": 20},
