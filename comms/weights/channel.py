@@ -19,7 +19,8 @@ Guarantees, each asserted in tests/comms/weights/test_channel.py:
 - where a rank dies, hangs, damages a message or brings other weights, every other rank's call ends
   within the deadline and a grace, with an error that names it; no rank takes the version;
 - after that a channel of the ranks that are left works, with the same tensors;
-- a channel that is abandoned ends at once for all that wait in it, also for a rank that is gone;
+- a channel that is abandoned ends at once for all that wait in it, also for a rank that is gone,
+  and also while it is opened;
 - packed weights arrive as they were when they were packed.
 """
 
@@ -51,6 +52,9 @@ Tensors = Mapping[str, Sequence[Tensor]]
 _NONE = Store({}, {})
 
 _NO_VERSION = -1
+
+_OPENING = ("met", "planned", "connected")
+"""What is decided, in this order, to open a channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +118,9 @@ class WeightChannel:
         agreement = Agreement(store, rank=meeting.rank, names=meeting.names)
         what = "the channel for weights was not opened"
         store.set(f"member/{meeting.rank}", member_text(member))
-        agreement.settle("met", None, deadline, what=what)
-        agreement.settle("planned", plan_for_all(store, meeting, bucket_bytes), deadline, what=what)
+        met, planned, connected = _OPENING
+        agreement.settle(met, None, deadline, what=what)
+        agreement.settle(planned, plan_for_all(store, meeting, bucket_bytes), deadline, what=what)
         share = Share.of(read_share(store.get(f"share/{meeting.rank}"), meeting.rank), meeting.rank)
         problem = None
         if group is None:
@@ -123,7 +128,7 @@ class WeightChannel:
                 group = connect(store, meeting.rank, len(meeting.names), deadline)
             except RuntimeError as error:
                 problem = Problem(reason(error), blames=meeting.rank)
-        agreement.settle("connected", problem, deadline, what=what)
+        agreement.settle(connected, problem, deadline, what=what)
         assert group is not None
         return cls(meeting, member, share, group, agreement, device=device or torch.device("cpu"))
 
@@ -265,8 +270,11 @@ def abandon(store: dist.Store, prefix: str, *, transfers: int, reason: str) -> N
 
     `transfers` is how many the channel has begun. That one fails on all ranks unless all have
     everything already, and so does the next; ranks that are sending finish or fail with that first.
+    A channel that is not open yet is not opened; ranks that are connecting find that out after it.
     """
     own = dist.PrefixStore(prefix, store)
+    for subject in _OPENING:
+        decide_against(own, subject, reason)
     for number in range(max(0, transfers - 1), transfers + 1):
         decide_against(own, f"{number}/ready", reason)
         decide_against(own, f"{number}/arrived", reason)

@@ -5,6 +5,7 @@ Guarantees, each asserted in tests/trainer/rl/test_feed.py:
   the first rank's inbox;
 - nothing is trained twice and nothing is left out: a batch of another version than the next is
   refused;
+- an order that comes while a channel is opened is heard then, not after it;
 - while nothing comes, being asked to stop ends the wait.
 """
 
@@ -119,8 +120,9 @@ class RewardFeed:
             self._report_ready(step)
             self._next = self._thread.submit(self._prepare, step)
         while isinstance(found := self._next.result(), Publish):
-            self._publisher.open(found.channel, self._version(step))
+            # Before the opening, which may wait for a worker that is gone: the next order says so.
             self._next = self._thread.submit(self._prepare, step)
+            self._publisher.open(found.channel, self._version(step))
         if isinstance(found, Stop):
             raise AskedToStop(f"step {step} was not begun")
         if step < self._last_step:
@@ -155,7 +157,7 @@ class RewardFeed:
     def _prepare(self, step: int) -> Found:
         order = self._orders.next()
         if isinstance(order, Publish):
-            self._publisher.give_up()
+            self._publisher.expect(order.channel)
         if not isinstance(order, TrainOn):
             return order
         if order.version != self._version(step):

@@ -5,7 +5,8 @@ Guarantees, each asserted in tests/trainer/rl/test_publishing.py:
 - each element is given by one rank, whatever the layout, and replicas share the sending;
 - a publication that fails is told with who failed, and training goes on without a channel until
   another is opened;
-- a publication that waits for a worker which is gone ends when another channel is asked for.
+- a publication, or the opening of a channel, that waits for a worker which is gone ends when
+  another channel is asked for.
 """
 
 import contextlib
@@ -31,6 +32,9 @@ from trainer.weights import Weights
 
 Tell = Callable[[FromTrainer], None]
 
+_ABANDON_S = 5.0
+"""For a store to be reached to end a channel in it; one that is not there has ended it."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -42,7 +46,7 @@ class Failure:
 
 class Publisher:
     """This rank's side of the channel to the workers. The training thread of every rank calls each
-    method alike, but for `give_up`."""
+    method alike, but for `expect`."""
 
     def __init__(
         self, weights: Weights, *, rank: int, host: str, deadline_s: float, tell: Tell
@@ -53,22 +57,30 @@ class Publisher:
         self._host = host
         self._deadline_s = deadline_s
         self._tell = tell
+        self._expected: ChannelPlace | None = None
         self._place: ChannelPlace | None = None
         self._channel: WeightChannel | None = None
         self._transfers = 0
-        self._given_up = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._sending: Future[Failure | None] | None = None
         self._figures: dict[str, float] = {}
 
     def open(self, place: ChannelPlace, version: int) -> None:
-        """Meet the workers at `place` and give them the weights as they are, as `version`."""
+        """Meet the workers at `place` and give them the weights as they are, as `version`; nothing
+        where another place is expected by now."""
         self._settle()
         self._leave()
-        self._place, self._transfers, self._given_up = place, 0, False
+        self._place, self._transfers = place, 0
+        if self._given_up:
+            return
         try:
             self._channel = WeightChannel.open(
-                Meeting(self._store(place), self._rank, place.names, place.prefix),
+                Meeting(
+                    self._store(place, within_s=self._deadline_s),
+                    self._rank,
+                    place.names,
+                    place.prefix,
+                ),
                 Member(host=self._host, gives=parts_of(given(self._weights))),
                 deadline_s=self._deadline_s,
             )
@@ -88,17 +100,17 @@ class Publisher:
         self._sending = self._thread.submit(self._send, self._channel, packed, self._place)
         self._figures["publish/train_pause_s"] = time.perf_counter() - begin_s
 
-    def give_up(self) -> None:
-        """Have no one wait in the present channel any more: another will be opened. The thread that
-        hears of it calls this, while the training thread may be waiting."""
-        self._given_up, place = True, self._place
-        if place is None:
+    def expect(self, place: ChannelPlace) -> None:
+        """Have no one wait in the channel before any more: that of `place` will be opened. The
+        thread that hears of it calls this, while the training thread may be waiting."""
+        before, self._expected = self._expected, place
+        if before is None:
             return
         with contextlib.suppress(dist.DistError):
             abandon(
-                self._store(place),
-                place.prefix,
-                transfers=self._transfers,
+                self._store(before, within_s=min(_ABANDON_S, self._deadline_s)),
+                before.prefix,
+                transfers=self._transfers if before == self._place else 0,
                 reason="another channel is to be opened",
             )
 
@@ -111,6 +123,10 @@ class Publisher:
         """Let what is under way come to its end."""
         self._thread.shutdown(wait=True)
         self._leave()
+
+    @property
+    def _given_up(self) -> bool:
+        return self._place != self._expected
 
     def _settle(self) -> None:
         """Wait for the publication under way; without its channel where it failed."""
@@ -148,12 +164,12 @@ class Publisher:
                 )
             )
 
-    def _store(self, place: ChannelPlace) -> dist.Store:
+    def _store(self, place: ChannelPlace, *, within_s: float) -> dist.Store:
         return dist.TCPStore(
             place.host,
             place.port,
             is_master=False,
-            timeout=timedelta(seconds=self._deadline_s),
+            timeout=timedelta(seconds=within_s),
             wait_for_workers=False,
         )
 

@@ -280,6 +280,9 @@ def _abandoned(rank: int, port: int) -> object:
         # The other rank says nothing: it might as well be gone.
         with pytest.raises(WeightTransferError, match="rollout 0 said nothing"):
             channel.publish(1, {"w": [torch.ones(4)]}, deadline_s=60)
+        threading.Timer(0.2, abandon, (beside, "alone"), reason).start()
+        with pytest.raises(WeightTransferError, match="rollout 0 said nothing"):
+            WeightChannel.open(Meeting(store, rank, names, "alone"), member)
         found = time.monotonic() - began_s
     dist.barrier()
     if rank == 1:
