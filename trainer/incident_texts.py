@@ -49,6 +49,8 @@ def told(event: Mapping[str, Any]) -> str:
         parts.append(f"rank {event['rank']} on {event.get('host')}")
     elif event.get("host") is not None:
         parts.append(str(event["host"]))
+    if event.get("worker") is not None:
+        parts.append(str(event["worker"]))
     if event.get("phase"):
         parts.append(f"in {event['phase']}")
     lines = [", ".join(parts)]

@@ -91,21 +91,24 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line in a single write, so that lines of several processes do not mix.
+def append_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
+    """Append one JSON line in a single write, so that lines of several processes do not mix; where
+    it is to be `durable`, it is on the disk once this returns.
 
     Raises OSError where there is no room for it; nothing of it stays then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, allow_nan=True) + "\n"
+    line = (json.dumps(record, allow_nan=True) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        written = os.write(descriptor, line.encode())
-        if written < len(line.encode()):
+        written = os.write(descriptor, line)
+        if written < len(line):
             end = os.lseek(descriptor, 0, os.SEEK_CUR)
             if os.fstat(descriptor).st_size == end:
                 os.ftruncate(descriptor, end - written)
             raise OSError(errno.ENOSPC, "no space left for a whole line", str(path))
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

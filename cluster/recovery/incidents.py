@@ -19,6 +19,8 @@ INCIDENT_KINDS = (
     "host_lost",
     "host_cordoned",
     "spare_lost",
+    "rollout_lost",
+    "channel_store_lost",
     "straggler",
     "link_slow",
     "recovered",

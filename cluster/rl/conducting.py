@@ -93,7 +93,7 @@ class Conducting:
             if self.parts.open_rewards is not None:
                 rewards = stack.enter_context(closing(self.parts.open_rewards()))
             state = read_state(self.parts.folder)
-            conductor = self.parts.conductor(self.parts.open_store(), state)
+            conductor = self.parts.conductor(self.parts.store.open(), state)
             turns = Turns(self.parts, conductor, rewards, self._warnings, self.clock)
             while not self._closing.is_set():
                 turns.hear(self._taken_news())

@@ -12,7 +12,7 @@ from cluster.crew import Crew
 from cluster.placement import nodes_of_bundles
 from cluster.preflight import GIB, Needs, Node, living_nodes
 from cluster.rewards.pool import RewardPool
-from cluster.rl.channel_store import start_store
+from cluster.rl.channel_store import StoreKeeper
 from cluster.rl.conducting import Conducting
 from cluster.rl.gauges import RewardGauges
 from cluster.rl.rollout_worker import RolloutSpec
@@ -64,7 +64,7 @@ def conducting(
 
     The crew's first processes are ready. Raises RecipeError where the job's task is no good.
     """
-    store = start_store(here)
+    store = StoreKeeper(here, start_limit_s=means.start_limit_s)
     seats = [*own_seats(crew.needs, means), *shared_seats(crew, means)]
     rollouts = Rollouts(
         seats=seats,
@@ -76,10 +76,6 @@ def conducting(
         start_limit_s=means.start_limit_s,
     )
 
-    def open_store() -> tuple[str, int]:
-        port: int = ray.get(store.open.remote(here.address), timeout=means.start_limit_s)
-        return here.address, port
-
     reward = run.job.rl.reward
     found = Conducting(
         Parts(
@@ -87,7 +83,7 @@ def conducting(
             rollouts=rollouts,
             max_restarts=means.max_restarts,
             supervised_steps=run.job.rl.supervised_steps,
-            open_store=open_store,
+            store=store,
             open_rewards=(lambda: RewardPool(reward)) if reward.function else None,
             conductor=lambda place, state: conductor_of(run.job, place, state),
         ),
@@ -98,7 +94,7 @@ def conducting(
         yield found
     finally:
         found.close()
-        ray.kill(store, no_restart=True)
+        store.close()
 
 
 def conductor_of(

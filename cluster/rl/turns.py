@@ -10,10 +10,11 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.rewards.pool import RewardPool
+from cluster.rl.channel_store import StoreKeeper
 from cluster.rl.line import Line
 from cluster.rl.losses import Loss, exit_code_of, refusal, story
 from cluster.rl.rollouts import LostRollout, Rollouts
-from cluster.rl.state import write_state
+from cluster.rl.state import StateFile
 from trainer.errors import BraidError, ExitCode
 from trainer.rl.conducting.actions import Actions
 from trainer.rl.conducting.conductor import Conductor
@@ -63,8 +64,8 @@ class Parts:
     rollouts: Rollouts
     max_restarts: int
     supervised_steps: int
-    open_store: Callable[[], tuple[str, int]]
-    """Host and port of the store of channels, once it serves."""
+    store: StoreKeeper
+    """Where channels for weights meet."""
 
     open_rewards: Callable[[], RewardPool] | None
     """None where environments score."""
@@ -89,6 +90,7 @@ class Turns:
         self._rewards = rewards
         self._warnings = warnings
         self._clock = clock
+        self._state = StateFile(parts.folder)
         self._trainer: Line[ToTrainer, FromTrainer] | None = None
         self._losses: list[Loss] = []
         self._answered = 0
@@ -105,12 +107,13 @@ class Turns:
 
     def turn(self) -> None:
         """Wait for something to happen, and do what follows."""
-        refs = self._parts.rollouts.refs
+        refs = self._parts.rollouts.refs + self._parts.store.refs
         if self._trainer is not None:
             refs += self._trainer.refs
         done = self._await(refs)
         self._look_at_trainer(done)
         self._look_at_rollouts(done)
+        self._look_at_store(done)
         if self._rewards is not None and self._rewards.under_way:
             results = self._rewards.poll(_REWARDING_TURN_S)
             if results:
@@ -122,9 +125,8 @@ class Turns:
 
     def end(self) -> None:
         """Keep what was answered since the last step's batch left."""
-        state = self._conductor.snapshot()
-        if state["ledger"] is not None:
-            write_state(self._parts.folder, state)
+        if self._conductor.status()["version"] is not None:
+            self._state.write(self._conductor)
 
     def _await(self, refs: "list[ray.ObjectRef[Any]]") -> "set[ray.ObjectRef[Any]]":
         rewarding = self._rewards is not None and self._rewards.under_way
@@ -163,6 +165,12 @@ class Turns:
             self._tell_start(name)
             self._act(self._conductor.rollout_up(name, self._clock()))
 
+    def _look_at_store(self, done: "set[ray.ObjectRef[Any]]") -> None:
+        if not self._parts.store.lost(done):
+            return
+        self._warnings.append("the store of the channels for weights was lost; another is started")
+        self._act(self._conductor.store_moved(self._parts.store.open(), self._clock()))
+
     def _tell_start(self, name: str) -> None:
         version = self._conductor.status()["version"]
         append_event(
@@ -198,7 +206,7 @@ class Turns:
 
     def _act(self, actions: Actions) -> None:
         if actions.persist:
-            write_state(self._parts.folder, self._conductor.snapshot())
+            self._state.write(self._conductor)
         for event in actions.events:
             append_event(self._parts.folder.events, now_s=time.time(), **event)
         if self._trainer is not None:

@@ -13,7 +13,7 @@ Guarantees, each asserted in tests/trainer/rl/test_ledger.py:
   version c, the prompts of the steps from c on are due again: with their answers, but for those
   that versions after c drew a token of, and those that were let go of;
 - a snapshot, once through JSON, restores the ledger, at its own step or at any earlier one whose
-  answers are kept; leases do not survive it;
+  answers are kept; leases do not survive it; so do an earlier one and what has changed since;
 - numbers are leased in ascending order, first those that go on; with a staleness of zero, steps
   train the same prompts in the same order whatever finishes when and whatever is lost.
 """
@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.rl.ledger_records import Kept, Lease, Record, State
+from trainer.rl.ledger_records import Kept, Lease, Record, Records, State
 from trainer.rl.staleness import UnderWay
 
 FORMAT = 1
@@ -39,7 +39,7 @@ class PromptLedger:
     def __init__(self, *, prompts: int | None = None, lease_s: float = 600.0) -> None:
         self.prompts = prompts
         self.lease_s = lease_s
-        self._records: dict[int, Record] = {}
+        self._records = Records()
         self._settled_below = 0
         self._settled: set[int] = set()
         self._first_number = 0
@@ -62,21 +62,21 @@ class PromptLedger:
     @property
     def exhausted(self) -> bool:
         """Whether no further prompt can begin."""
-        waiting = any(r.state is State.DUE and r.version is None for r in self._records.values())
+        waiting = any(r.state is State.DUE and r.version is None for r in self._records.open)
         return self.prompts is not None and self._first_number >= self.prompts and not waiting
 
     def counts(self) -> dict[str, int]:
         """Prompts by state, and those settled for good."""
-        found = Counter(record.state.value for record in self._records.values())
+        found = Counter(record.state.value for record in self._records)
         return {**found, "forgotten": self._settled_below + len(self._settled)}
 
     def under_way(self) -> list[UnderWay]:
         """Prompts that have begun and are in no step."""
-        return [record.under_way() for record in self._records.values() if record.begun]
+        return [record.under_way() for record in self._records.open if record.begun]
 
     def finished(self) -> list[Record]:
         """Prompts whose answers are complete and in no step, by number."""
-        found = [r for r in self._records.values() if r.state is State.FINISHED]
+        found = [r for r in self._records.open if r.state is State.FINISHED]
         return sorted(found, key=lambda record: record.number)
 
     def lease(self, worker: str, *, version: int, now_s: float, room: int) -> Lease | None:
@@ -91,7 +91,7 @@ class PromptLedger:
         lease_id, self._next_lease = self._next_lease, self._next_lease + 1
         self._leases[lease_id] = record.number
         self._first_number = max(self._first_number, record.number + 1)
-        self._records[record.number] = replace(
+        self._put(
             record,
             state=State.LEASED,
             version=version if record.version is None else record.version,
@@ -149,23 +149,22 @@ class PromptLedger:
                 f"{self.next_step} steps taken; commit each step once, in order"
             )
         self.committed += 1
-        for record in self._taken_by(step):
-            self._put(record, state=State.TRAINED)
+        for record in self._records:
+            if record.state is State.TAKEN and record.step == step:
+                self._put(record, state=State.TRAINED)
 
     def forget(self, step: int) -> None:
-        """Let go of what training back to before version `step` would need.
-
-        Called once a checkpoint of version `step` is durable.
-        """
+        """Let go of what training back to before version `step` would need. Called once a
+        checkpoint of version `step` is durable."""
         if step > self.committed:
             raise ValueError(
                 f"version {step} is not committed, of which there are {self.committed}; forget "
                 "what lies before a version that is saved"
             )
         self.kept_from = max(self.kept_from, step)
-        for record in list(self._records.values()):
+        for record in self._records:
             if record.settled_before(step):
-                del self._records[record.number]
+                self._records.remove(record.number)
                 self._settled.add(record.number)
         while self._settled_below in self._settled:
             self._settled.remove(self._settled_below)
@@ -174,9 +173,9 @@ class PromptLedger:
     def lighten(self, step: int) -> None:
         """Let go of the answers that steps before `step` have trained. Training that goes back to
         before them has them sampled again."""
-        for record in list(self._records.values()):
-            if record.state is State.TRAINED and record.step is not None and record.step < step:
-                self._records[record.number] = record.lightened()
+        for record in self._records:
+            if record.holds_trained_answers(before=step):
+                self._records.put(record.lightened())
 
     def rewind(self, step: int) -> None:
         """Follow the trainer back to version `step`. Every lease ends; workers load anew."""
@@ -187,11 +186,17 @@ class PromptLedger:
                 "the checkpoint instead"
             )
         self._leases.clear()
-        self._records = {n: record.undone(step) for n, record in self._records.items()}
+        self._records = Records(record.undone(step) for record in self._records)
         self.next_step = self.committed = step
 
-    def snapshot(self) -> dict[str, Any]:
-        """All of it as JSON-able plain data."""
+    @property
+    def records(self) -> dict[int, Record]:
+        """All that is known of prompts now; for `snapshot`."""
+        return self._records.by_number()
+
+    def snapshot(self, known: Mapping[int, Record] | None = None) -> dict[str, Any]:
+        """All of it as JSON-able plain data. With `known`, what `records` was at an earlier one,
+        only what has changed since, for `trainer.rl.ledger_records.merged`."""
         return {
             "format": FORMAT,
             "prompts": self.prompts,
@@ -202,7 +207,7 @@ class PromptLedger:
             "kept_from": self.kept_from,
             "settled_below": self._settled_below,
             "settled": sorted(self._settled),
-            "records": [record.to_plain() for _, record in sorted(self._records.items())],
+            **self._records.to_plain(known),
         }
 
     @classmethod
@@ -217,7 +222,7 @@ class PromptLedger:
             if plain["format"] != FORMAT:
                 raise ValueError(f"format {plain['format']!r} is not {FORMAT}")
             ledger = cls(prompts=plain["prompts"], lease_s=lease_s)
-            ledger._records = {r["number"]: Record.from_plain(r) for r in plain["records"]}
+            ledger._records = Records(Record.from_plain(r) for r in plain["records"])
             ledger._settled = set(plain["settled"])
             ledger._settled_below = plain["settled_below"]
             ledger._first_number, ledger._next_lease = plain["first_number"], plain["next_lease"]
@@ -233,8 +238,8 @@ class PromptLedger:
 
     def _check(self) -> None:
         """Every number below the first that never began is accounted for once."""
-        known = self._settled_below + len(self._settled) + len(self._records)
-        numbers = self._settled | self._records.keys() | set(range(self._settled_below))
+        known = self._settled_below + len(self._settled) + len(self.records)
+        numbers = self._settled | self.records.keys() | set(range(self._settled_below))
         if known != self._first_number or numbers != set(range(self._first_number)):
             raise ValueError(
                 f"the prompt ledger has {known} prompts of {self._first_number}; it is damaged, "
@@ -243,7 +248,7 @@ class PromptLedger:
 
     def _next(self, version: int, room: int) -> Record | None:
         """What to lease: prompts that go on, then those that begin again, then a new one."""
-        due = [r for r in self._records.values() if r.state is State.DUE]
+        due = [r for r in self._records.open if r.state is State.DUE]
         going_on = [r for r in due if r.version is not None and r.version <= version]
         if going_on:
             return min(going_on, key=lambda r: (r.version, r.number))
@@ -276,15 +281,12 @@ class PromptLedger:
         lost = sorted(records, key=lambda record: record.number)
         for record in lost:
             self._end_lease(record)
-            self._records[record.number] = record.due_again()
+            self._records.put(record.due_again())
         return [record.number for record in lost]
 
     def _end_lease(self, record: Record) -> None:
         assert record.lease_id is not None
         del self._leases[record.lease_id]
-
-    def _taken_by(self, step: int) -> list[Record]:
-        return [r for r in self._records.values() if r.state is State.TAKEN and r.step == step]
 
     def _expect(self, number: int, state: State, verb: str) -> Record:
         record = self._records.get(number)
@@ -294,6 +296,4 @@ class PromptLedger:
         return record
 
     def _put(self, record: Record, **changes: Any) -> Record:
-        changed = replace(record, **changes)
-        self._records[record.number] = changed
-        return changed
+        return self._records.put(replace(record, **changes))

@@ -1,7 +1,7 @@
 """What the prompt ledger knows of each prompt, as plain data. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -133,15 +133,25 @@ class Record:
     def _afresh(self) -> "Record":
         return Record(number=self.number, state=State.DUE, losses=self.losses)
 
+    def holds_trained_answers(self, *, before: int) -> bool:
+        """Whether a step before `before` has trained it and its answers are still there."""
+        trained = self.state is State.TRAINED and not self.let_go
+        return trained and self.step is not None and self.step < before
+
     def settled_before(self, step: int) -> bool:
         """Whether going back to version `step`, or to a later one, changes nothing of it."""
         if self.state is State.TRAINED:
             return self.step is not None and self.step < step
         return self.state is State.DROPPED and self.kept is not None and self.kept.newest <= step
 
-    def to_plain(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self) | {"state": self.state.value}
+    def to_plain(self, known: "Record | None" = None) -> dict[str, Any]:
+        """JSON-able; without the answers that `known` has as well."""
+        plain = {**vars(self), "state": self.state.value}
+        if known is not None and known.kept is self.kept:
+            del plain["kept"]
+        elif self.kept is not None:
+            plain["kept"] = dict(vars(self.kept))
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Record":
@@ -152,3 +162,75 @@ class Record:
             "kept": None if kept is None else Kept(**kept),
         }
         return cls(**given)
+
+
+class Records:
+    """Prompts that were begun, by number. Most are trained and only wait for a checkpoint: those
+    that are not are there without a look at the others."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._all: dict[int, Record] = {}
+        self._open: dict[int, Record] = {}
+        for record in records:
+            self.put(record)
+
+    def __iter__(self) -> Iterator[Record]:
+        """All, as they are now."""
+        return iter(list(self._all.values()))
+
+    def __getitem__(self, number: int) -> Record:
+        """That of a prompt."""
+        return self._all[number]
+
+    def get(self, number: int) -> Record | None:
+        """None where there is none."""
+        return self._all.get(number)
+
+    @property
+    def open(self) -> Collection[Record]:
+        """Those that are due, leased or finished."""
+        return self._open.values()
+
+    def put(self, record: Record) -> Record:
+        """Keep it instead of what was known of its prompt."""
+        self._all[record.number] = record
+        if record.state in _OPEN:
+            self._open[record.number] = record
+        else:
+            self._open.pop(record.number, None)
+        return record
+
+    def remove(self, number: int) -> None:
+        """Forget a prompt."""
+        del self._all[number]
+        self._open.pop(number, None)
+
+    def by_number(self) -> dict[int, Record]:
+        """A copy."""
+        return dict(self._all)
+
+    def to_plain(self, known: Mapping[int, Record] | None) -> dict[str, Any]:
+        """JSON-able: all of them or, with `known`, what is not as it was then."""
+        if known is None:
+            return {"records": [record.to_plain() for _, record in sorted(self._all.items())]}
+        changed = [r for n, r in sorted(self._all.items()) if known.get(n) is not r]
+        return {
+            "gone": sorted(known.keys() - self._all.keys()),
+            "records": [record.to_plain(known.get(record.number)) for record in changed],
+        }
+
+
+_OPEN = (State.DUE, State.LEASED, State.FINISHED)
+
+
+def merged(snapshot: Mapping[str, Any], changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ledger's snapshot after changes to one, in their order; all once through JSON."""
+    found = dict(snapshot)
+    records = {record["number"]: record for record in snapshot["records"]}
+    for change in changes:
+        found |= change
+        for number in found.pop("gone"):
+            del records[number]
+        for record in change["records"]:
+            records[record["number"]] = records.get(record["number"], {}) | record
+    return found | {"records": [record for _, record in sorted(records.items())]}

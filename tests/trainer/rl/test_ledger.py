@@ -6,7 +6,7 @@ import random
 import pytest
 
 from trainer.rl.ledger import PromptLedger
-from trainer.rl.ledger_records import Kept, Lease
+from trainer.rl.ledger_records import Kept, Lease, merged
 from trainer.rl.staleness import StalenessBound
 
 
@@ -29,13 +29,23 @@ class Run:
         self.held: dict[str, tuple[Lease, int, int]] = {}
         self.lineage: list[list[tuple[int, int]]] = []
         """Trained by each step that counts: prompt and the oldest version that drew it."""
-        self.saved = (0, json.dumps(self.ledger.snapshot()))
+        self.known, self.written = None, []
+        self.saved = (0, self.snapshot())
         self.taken: list[tuple[int, int]] | None = None
         self.names = 0
 
     @property
     def version(self) -> int:
         return len(self.lineage)
+
+    def snapshot(self) -> str:
+        """Put together from the first one of this ledger and what has changed from each to the
+        next."""
+        self.written.append(json.loads(json.dumps(self.ledger.snapshot(self.known))))
+        self.known = self.ledger.records
+        whole = merged(self.written[0], self.written[1:])
+        assert whole == json.loads(json.dumps(self.ledger.snapshot()))
+        return json.dumps(whole)
 
     def lease(self) -> None:
         lag = self.chance.randint(0, 2) if self.chance.random() < 0.3 else 0
@@ -86,11 +96,11 @@ class Run:
         self.taken = None
         if self.faults and self.chance.random() < 0.1:
             # The controller dies between the trainer's update and the ledger's commit.
-            self.restart(json.dumps(self.ledger.snapshot()))
+            self.restart(self.snapshot())
             return
         self.ledger.commit(self.version - 1)
         if self.chance.random() < 0.4:
-            self.saved = (self.version, json.dumps(self.ledger.snapshot()))
+            self.saved = (self.version, self.snapshot())
             self.ledger.forget(self.version)
 
     def fault(self) -> None:
@@ -121,6 +131,7 @@ class Run:
 
     def restart(self, text: str) -> None:
         self.ledger = PromptLedger.restore(json.loads(text), step=self.version, lease_s=50.0)
+        self.known, self.written = None, []
         self.taken = None
         self.held.clear()
 

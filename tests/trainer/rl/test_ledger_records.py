@@ -38,6 +38,22 @@ def test_snapshots_hold_no_answers_that_were_let_go_of():
     assert again.counts() == {"trained": 3, "forgotten": 0}
 
 
+def test_answers_are_in_the_changes_once():
+    ledger = trained(1)
+    lease = ledger.lease("w", version=1, now_s=0.0, room=1)
+    assert lease is not None
+    known = ledger.records
+    assert ledger.snapshot(known)["records"] == []
+    ledger.finish(lease.lease_id, Kept(payload={"x": 1}, oldest=1, newest=1))
+    (finished,) = ledger.snapshot(known)["records"]
+    assert finished["kept"]["payload"] == {"x": 1}
+    known = ledger.records
+    ledger.take([lease.number])
+    (taken,) = ledger.snapshot(known)["records"]
+    assert (taken["number"], taken["state"]) == (lease.number, "taken")
+    assert "kept" not in taken
+
+
 def test_leases_are_numbered_on_over_a_snapshot():
     ledger = PromptLedger.restore(trained().snapshot(), step=3)
     lease = ledger.lease("w", version=3, now_s=0.0, room=1)

@@ -5,10 +5,11 @@ Guarantees, each asserted in tests/trainer/rl/conducting/test_beginning.py:
 - where it does not, or there is none, no prompt that a step may have trained is trained again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.rl.ledger import FORMAT, PromptLedger
+from trainer.rl.ledger_records import merged
 
 STATE_FORMAT = 1
 
@@ -54,6 +55,13 @@ def begin_ledger(
         "records": [],
     }
     return PromptLedger.restore(fresh, step=version, lease_s=lease_s), reason
+
+
+def merged_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The conductor's snapshot from an earlier one and the changes to it, in their order; all once
+    through JSON. Raises LookupError or TypeError where they are none."""
+    ledgers = [state["ledger"] for state in states]
+    return {**states[-1], "ledger": merged(ledgers[0], ledgers[1:])}
 
 
 def _number(ledger: Mapping[str, Any] | None, name: str) -> int:

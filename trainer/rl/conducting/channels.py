@@ -1,9 +1,11 @@
 """When a channel for weights is opened anew, and by whom. Pure; time is an argument.
 
 Guarantees, each asserted in tests/trainer/rl/conducting/test_channels.py:
-- one opening is under way at a time: what changes meanwhile is taken up once by the next;
+- one opening is under way at a time: who comes meanwhile is taken up once by the next;
+- an opening that misses a member is not waited for: another one takes its place;
 - no prefix is used twice, and the members are all workers that are up then, the trainers first;
 - after failures in a row the next opening waits, twice as long each time, up to a minute;
+- where the store is lost, the channel is opened anew at the next one;
 - what is said of an earlier channel changes nothing.
 """
 
@@ -52,8 +54,15 @@ class Channels:
         self._want(now_s if all_up else now_s + _SETTLE_S)
 
     def left(self, worker: str, now_s: float) -> None:
-        """A worker is gone."""
+        """A worker is gone. Who waits for it stops once another channel is asked for."""
         if worker in self.members:
+            self._opening = False
+            self._want(now_s)
+
+    def moved(self, store: tuple[str, int], now_s: float) -> None:
+        """Another store took the place of one that was lost, and of the channel with it."""
+        self._store, self._opening = store, False
+        if self.place is not None:
             self._want(now_s)
 
     def published(self, prefix: str) -> None:

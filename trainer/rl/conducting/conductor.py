@@ -26,6 +26,7 @@ from trainer.rl.conducting.figures import Figures
 from trainer.rl.conducting.prompts import Prompts
 from trainer.rl.config import RlConfig, RolloutConfig
 from trainer.rl.ledger import StaleAnswerError
+from trainer.rl.ledger_records import Record
 from trainer.rl.messages import (
     Answered,
     Committed,
@@ -77,25 +78,29 @@ class Conductor:
         prompts = self._prompts
         return prompts is not None and prompts.ledger.committed >= self._last_version
 
-    def snapshot(self) -> dict[str, Any]:
-        """JSON-able; for `state`."""
+    @property
+    def records(self) -> dict[int, Record]:
+        """Of prompts, as they are now; for `snapshot`."""
+        return {} if self._prompts is None else self._prompts.ledger.records
+
+    def snapshot(self, known: Mapping[int, Record] | None = None) -> dict[str, Any]:
+        """JSON-able; for `state`. With `known`, what `records` was at an earlier one, only what has
+        changed since, for `trainer.rl.conducting.beginning.merged_state`."""
         if self._prompts is None and self._state is not None:
             return dict(self._state)
         return {
             "format": STATE_FORMAT,
-            "ledger": None if self._prompts is None else self._prompts.ledger.snapshot(),
+            "ledger": None if self._prompts is None else self._prompts.ledger.snapshot(known),
             "channels": self._channels.opened,
         }
 
     def status(self) -> dict[str, Any]:
-        """For the screen: version, steps, prompts by state, workers, reward, staleness, waits."""
+        """The trainers' version, None before the first; prompts by state, workers' versions."""
         ledger = None if self._prompts is None else self._prompts.ledger
         return {
             "version": None if ledger is None else ledger.committed,
-            "last_version": self._last_version,
             "prompts": {} if ledger is None else ledger.counts(),
             "workers": self._crew.versions(),
-            **self._figures.of_status(),
         }
 
     def on_trainer(self, message: FromTrainer, now_s: float) -> Actions:
@@ -158,6 +163,13 @@ class Conductor:
         self._trainers = None
         self._channels.lost()
         return self._advance(Draft(), now_s)
+
+    def store_moved(self, store: tuple[str, int], now_s: float) -> Actions:
+        """The channels' store was lost; another one is at this host and port."""
+        draft = Draft()
+        draft.event("channel_store_lost", self._step_number())
+        self._channels.moved(store, now_s)
+        return self._advance(draft, now_s)
 
     def tick(self, now_s: float) -> Actions:
         """Some time has passed; call it every second or so."""

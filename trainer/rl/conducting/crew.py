@@ -64,11 +64,6 @@ class Crew:
         known = [w.version for w in self._workers.values() if w.version is not None]
         return min(known, default=None)
 
-    def end(self, lease_id: int) -> None:
-        """A lease is over, whoever had it."""
-        for worker in self._workers.values():
-            worker.leases.pop(lease_id, None)
-
     def ends_of(self, numbers: list[int]) -> Iterator[tuple[str, int]]:
         """Worker and lease of prompts whose leases the ledger has ended, which are ended here."""
         wanted = set(numbers)

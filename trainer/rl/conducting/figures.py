@@ -9,7 +9,6 @@ Guarantees, each asserted in tests/trainer/rl/conducting/test_figures.py:
 
 from collections.abc import Sequence
 from math import fsum, sqrt
-from typing import Any
 
 from trainer.rl.conducting.judging import Judged
 from trainer.rl.groups import Use
@@ -21,9 +20,6 @@ class Figures:
     """Sums since the last step."""
 
     def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
-        """Of the last step."""
-
         self.left_out: list[Judged] = []
         """Groups that no step trains, since the last step."""
 
@@ -76,7 +72,6 @@ class Figures:
             found["weights_version"] = float(weights_version)
         self.left_out, self._pulses, self._since_s = [], {}, now_s
         self._publishing = {}
-        self.latest = found
         return found
 
     def _of_rewards(self, judged: Sequence[Judged]) -> dict[str, float]:
@@ -110,9 +105,3 @@ class Figures:
             drawn = sum(pulse.drawn_tokens for pulse in told)
             found["rollout/tokens_per_s"] = drawn / (now_s - self._since_s)
         return found
-
-    def of_status(self) -> dict[str, Any]:
-        """For the screen."""
-        shown = ("reward/mean", "accuracy", "staleness/mean", "staleness/max")
-        waits = ("timing_s/rollout_wait", "timing_s/trainer_wait", "rollout/tokens_per_s")
-        return {name: self.latest[name] for name in (*shown, *waits) if name in self.latest}

@@ -19,13 +19,13 @@ from trainer.rl.messages import (
 class Desk:
     """Trainers are ready from the start."""
 
-    def __init__(self, state=None, version=0, workers=1, **rl):
+    def __init__(self, state=None, version=0, workers=1, last_version=4, **rl):
         settings = {"prompts_per_step": 2, "samples_per_prompt": 2, "max_staleness": 1} | rl
         self.conductor = Conductor(
             RlConfig(**settings),
             RolloutConfig(workers=workers, prompts_per_worker=4),
             seed=1,
-            last_version=4,
+            last_version=last_version,
             store=("h", 1),
             state=state,
         )

@@ -8,6 +8,7 @@ from collections import deque
 from random import Random
 
 from tests.trainer.rl.conducting.parties import SimTrainer, SimWorker, rewards_of
+from trainer.rl.conducting.beginning import merged_state
 from trainer.rl.conducting.conductor import Conductor
 from trainer.rl.config import RlConfig, RolloutConfig
 from trainer.rl.messages import (
@@ -47,7 +48,7 @@ class World:
         self.begin()
 
     def begin(self):
-        state = None if self.persisted is None else json.loads(self.persisted)
+        self.known, self.written = None, []
         self.conductor = Conductor(
             self.rl,
             self.rollout,
@@ -55,7 +56,7 @@ class World:
             last_version=self.last_version,
             store=("127.0.0.1", 1),
             task_size=self.task_size,
-            state=state,
+            state=self.persisted,
         )
         self.workers, self.rewards = {}, deque()
         for _ in range(2):
@@ -83,7 +84,10 @@ class World:
 
     def do(self, actions):
         if actions.persist:
-            self.persisted = json.dumps(self.conductor.snapshot())
+            self.written.append(json.loads(json.dumps(self.conductor.snapshot(self.known))))
+            self.known = self.conductor.records
+            self.persisted = merged_state(self.written)
+            assert self.persisted == json.loads(json.dumps(self.conductor.snapshot()))
         assert actions.persist or not any(isinstance(m, TrainOn) for m in actions.to_trainer)
         for message in actions.to_trainer:
             self.publishes += isinstance(message, Publish)

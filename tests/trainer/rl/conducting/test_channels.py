@@ -24,6 +24,16 @@ def test_one_opening_is_under_way_at_a_time_and_changes_are_taken_up_once():
     assert channels.open(2, ("w0", "w1", "w2"), 99.0) is None, "nothing has changed"
 
 
+def test_an_opening_that_misses_a_member_is_not_waited_for():
+    channels, place = opened(names=("w0", "w1"))
+    channels.left("w1", 1.0)
+    following = channels.open(2, ("w0",), 1.0)
+    assert following is not None
+    channels.failed(place.prefix, 2.0)
+    channels.joined(2.0, all_up=True)
+    assert channels.open(2, ("w0", "w2"), 2.0) is None, "the second opening is under way"
+
+
 def test_workers_that_start_together_are_in_one_channel():
     channels, place = opened()
     channels.published(place.prefix)
@@ -91,3 +101,18 @@ def test_a_doubted_channel_is_opened_anew_unless_others_notice_first():
     channels.doubted(0.0)
     assert channels.open(2, ("w0",), 4.0) is None
     assert channels.open(2, ("w0",), 5.0) is not None
+
+
+def test_where_the_store_is_lost_the_channel_is_opened_anew_at_the_next_one():
+    for through in (True, False):
+        channels, place = opened()
+        if through:
+            channels.published(place.prefix)
+        channels.moved(("h", 2), 1.0)
+        following = channels.open(2, ("w0",), 1.0)
+        assert following is not None
+        assert (following.host, following.port) == ("h", 2)
+        assert following.prefix != place.prefix
+    channels.lost()
+    channels.moved(("h", 3), 1.0)
+    assert channels.open(2, ("w0",), 100.0) is None, "nobody trains"
