@@ -1,24 +1,29 @@
 """Plant a fault in a run of one's own recipe and see what comes of it.
 
 The recipe runs twice in folders of their own, each as a process of its own like any `braid run`:
-once undisturbed, once with the fault. What is judged is what the runs left in their folders.
+once undisturbed, once with the fault; a run whose sampling is disturbed has nothing to be compared
+with, and runs alone. What is judged is what the runs left in their folders.
 """
 
-import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.drills.disk import FillDisk
 from cluster.drills.faults import FAULTS, Fault, Target
 from cluster.drills.host_faults import HOST_FAULTS, HostPair, pair_for
 from cluster.drills.judge import Planted, Verdict, judge
+from cluster.drills.planter import lines
+from cluster.drills.prompts import LostSampler, PromptsVerdict, judge_prompts
+from cluster.rl.state import read_state
 from recipes.load import load_recipe
+from recipes.tail import tail
 from trainer.config import RunConfig
 from trainer.errors import InfrastructureError, RecipeError
 from trainer.numeric.planted import Planted as PlantedGradient
@@ -26,6 +31,9 @@ from trainer.numeric.planted import write_planted
 from trainer.run_folder import RunFolder
 
 _POLL_S = 0.02
+
+KILL_ROLLOUT = "kill-rollout"
+"""The drill of runs by rewards: a process that samples ends at once."""
 
 PREPARED = ("fill-disk", "nan")
 """Drills whose faults need something before the run starts."""
@@ -52,8 +60,10 @@ class Drill:
     """Holds both runs."""
 
     at_step: int
+    """Of a run by rewards, after its supervised steps."""
+
     seed: int
-    """Chooses the rank."""
+    """Chooses the rank, or the process that samples."""
 
     limit_s: float
     """Longest time of one run."""
@@ -65,15 +75,17 @@ class Drill:
     """Where both run, for a fault of hosts; None on this machine as it is."""
 
 
-def drill(plan: Drill) -> tuple[Verdict, RunFolder]:
-    """Run both and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
+def drill(plan: Drill) -> tuple[Verdict | PromptsVerdict, RunFolder]:
+    """Run and judge. Raises RecipeError for an unknown drill, InfrastructureError where the
     undisturbed run fails or the fault could not be planted, ResourceError where a drill of hosts
     cannot make two of them."""
+    if plan.name == KILL_ROLLOUT:
+        return _kill_rollout(plan)
     if plan.name in HOST_FAULTS:
         config = load_recipe(plan.recipe, plan.overrides).recipe.cluster
         with pair_for(config) as hosts:
             return _drill(replace(plan, hosts=hosts))
-    known = sorted({*FAULTS, *HOST_FAULTS, *PREPARED})
+    known = sorted({*FAULTS, *HOST_FAULTS, *PREPARED, KILL_ROLLOUT})
     if plan.name not in known:
         raise RecipeError(f"no drill is called {plan.name}; there are {', '.join(known)}")
     return _drill(plan)
@@ -88,7 +100,7 @@ def _drill(plan: Drill) -> tuple[Verdict, RunFolder]:
         )
     broken = _folder(plan, plan.name)
     planted = _disturb(plan, broken, _prepared(plan, whole, broken))
-    return judge(planted, _lines(broken.events), _losses(broken), _losses(whole)), broken
+    return judge(planted, lines(broken.events), _losses(broken), _losses(whole)), broken
 
 
 def _prepared(plan: Drill, whole: RunFolder, folder: RunFolder) -> Fault:
@@ -119,18 +131,69 @@ def _disturb(plan: Drill, folder: RunFolder, fault: Fault) -> Planted:
             run = _start(plan, plan.name)
             run.wait(plan.limit_s)
     except subprocess.TimeoutExpired as error:
-        raise InfrastructureError(
-            f"the disturbed run has not ended after {plan.limit_s:g} s; see {folder.root}"
-        ) from error
+        raise _endless(plan, folder) from error
     finally:
         fault.remove()
         run.kill()
     return planted
 
 
+def _kill_rollout(plan: Drill) -> tuple[PromptsVerdict, RunFolder]:
+    """One run alone: which prompts it begins depends on how fast it samples."""
+    job = load_recipe(plan.recipe, plan.overrides).recipe.job
+    if not job.rl.enabled:
+        raise RecipeError(
+            f"{plan.recipe} has rl.enabled=false, so nothing samples in it; drill {plan.name} with "
+            "a recipe that learns by rewards, such as rl_arithmetic"
+        )
+    plan = replace(plan, at_step=plan.at_step + job.rl.supervised_steps)
+    folder = _folder(plan, plan.name)
+    run = _start(plan, plan.name)
+    try:
+        _await_step(plan, folder, run)
+        planted = _kill_sampler(plan, folder)
+        code = run.wait(plan.limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise _endless(plan, folder) from error
+    finally:
+        run.kill()
+    state = read_state(folder)
+    if code != 0 or state is None:
+        raise InfrastructureError(f"the run ended with code {code}; see {folder.root}")
+    verdict = judge_prompts(
+        planted,
+        lines(folder.events),
+        steps=[line["step"] for line in lines(folder.metrics)],
+        total_steps=job.train.steps,
+        ledger=state["ledger"],
+    )
+    return verdict, folder
+
+
+def _kill_sampler(plan: Drill, folder: RunFolder) -> LostSampler:
+    events = lines(folder.events)
+    lost = {event["worker"] for event in events if event["kind"] == "rollout_lost"}
+    up = [e for e in events if e["kind"] == "rollout_started" and e["worker"] not in lost]
+    chosen = random.Random(plan.seed).choice(up)
+    planted = LostSampler(
+        worker=chosen["worker"],
+        host=chosen["host"],
+        at_s=time.time(),
+        step=_last_step(folder),
+    )
+    os.kill(chosen["process"], signal.SIGKILL)
+    return planted
+
+
+def _endless(plan: Drill, folder: RunFolder) -> InfrastructureError:
+    return InfrastructureError(
+        f"the disturbed run has not ended after {plan.limit_s:g} s; see {folder.root}"
+    )
+
+
 def _planted(plan: Drill, folder: RunFolder, target: Target) -> Planted:
     """A fault that comes now, or came in the step after `at_step`."""
-    ended_s = {line["step"]: line["time"] for line in _lines(folder.metrics)}
+    ended_s = {line["step"]: line["time"] for line in lines(folder.metrics)}
     step = plan.at_step if plan.name == "nan" else max(ended_s)
     nobody = plan.hosts is not None or plan.name in ("kill-controller", "fill-disk")
     host = target.host if plan.hosts is None else plan.hosts.names[1]
@@ -146,7 +209,7 @@ def _planted(plan: Drill, folder: RunFolder, target: Target) -> Planted:
 
 def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") -> None:
     began_s = time.monotonic()
-    while not (losses := _losses(folder)) or losses[-1][0] < plan.at_step:
+    while _last_step(folder) < plan.at_step:
         if run.poll() is not None:
             raise InfrastructureError(
                 f"the run ended before step {plan.at_step}, at which the fault was to come; see "
@@ -158,7 +221,7 @@ def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") 
 
 
 def _target(plan: Drill, folder: RunFolder, driver: int) -> Target:
-    started = [event for event in _lines(folder.events) if event["kind"] == "ranks_started"]
+    started = [event for event in lines(folder.events) if event["kind"] == "ranks_started"]
     chosen = random.Random(plan.seed).choice(started[-1]["ranks"])
     return Target(
         rank=chosen["rank"],
@@ -197,15 +260,14 @@ def _left_out(plan: Drill, name: str) -> list[str]:
     return ["numeric.on_nan=skip", *skipped]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    # The last line may still be on its way.
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+def _last_step(folder: RunFolder) -> int:
+    """0 before the first. Asked often: it reads the end of the metrics alone."""
+    newest = tail(folder.metrics)
+    return int(newest[-1]["step"]) if newest else 0
 
 
 def _losses(folder: RunFolder) -> list[tuple[int, float]]:
     """Of the steps that were trained on."""
-    lines = _lines(folder.metrics)
-    return [(line["step"], line["loss"]) for line in lines if not line.get("skipped")]
+    return [
+        (line["step"], line["loss"]) for line in lines(folder.metrics) if not line.get("skipped")
+    ]

@@ -19,13 +19,13 @@ def drill(
     name: Annotated[str, typer.Argument(help="Such as kill-worker or hang-worker.")],
     recipe: RecipeName = "quickstart",
     at_step: Annotated[int, typer.Option(help="Step after which the fault comes.")] = 10,
-    seed: Annotated[int, typer.Option(help="Chooses the rank.")] = 0,
-    limit_s: Annotated[float, typer.Option(help="Longest time of each of the two runs.")] = 900.0,
+    seed: Annotated[int, typer.Option(help="Chooses the process.")] = 0,
+    limit_s: Annotated[float, typer.Option(help="Longest time of a run.")] = 900.0,
     cut_s: Annotated[float, typer.Option(help="How long cut-link cuts.")] = 3.0,
     folder: Annotated[Path | None, typer.Option(help="Where to keep both runs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plant a fault in a run of a recipe and compare with an undisturbed one."""
+    """Plant a fault in a run of a recipe and judge what came of it."""
     from recipes.drill import Drill
     from recipes.drill import drill as run_drill
 
@@ -47,7 +47,7 @@ def drill(
         print_json(record)
     else:
         print_table(f"drill {name}", [(key, str(value)) for key, value in record.items()])
-    raise typer.Exit(int(ExitCode.DONE if verdict.losses_equal else ExitCode.INFRASTRUCTURE))
+    raise typer.Exit(int(ExitCode.DONE if verdict.held else ExitCode.INFRASTRUCTURE))
 
 
 def clean(run: RunName, as_json: AsJson = False) -> None:

@@ -218,6 +218,8 @@ def _spread(job: JobConfig, variant: Variant, folder: str) -> JobConfig:
             precision="fp32",
         ),
         parallel=variant.parallel,
+        # Nothing samples here: of a run by rewards its supervised steps are compared.
+        rl=replace(job.rl, enabled=False),
         checkpoint=CheckpointConfig(interval_steps=0, rehearse=False),
         keep=KeepingConfig(interval_steps=0),
         numeric=NumericConfig(),

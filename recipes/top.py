@@ -14,12 +14,12 @@ from rich.text import Text
 
 from cluster.recovery.incidents import INCIDENT_KINDS
 from recipes.clean import kept_in_memory
-from recipes.wording import gib
+from recipes.tail import last_of_kind, tail
+from recipes.wording import gib, of_rewards
 from trainer.errors import RecipeError
 from trainer.run_folder import RunFolder
 
 _REFRESH_S = 0.5
-_TAIL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class RunState:
                 ("loss", f"{newest['loss']:.4f}"),
                 ("speed", f"{newest['tokens_per_s']:,.0f} tokens/s, {newest['step_s']:.3f} s/step"),
             ]
+            rewards = "  ".join(of_rewards(newest))
+            rows += [("rewards", rewards)] if rewards else []
         hosts: dict[str, list[str]] = {}
         for rank in self.ranks:
             hosts.setdefault(rank["host"], []).append(str(rank["rank"]))
@@ -83,9 +85,9 @@ def state_of(root: Path) -> RunState:
     folder = RunFolder(root)
     if not folder.recipe.exists():
         raise RecipeError(f"{root} is no run folder: recipe.yaml is missing; see `ls runs`")
-    newest = _tail(folder.metrics)[-1:]
-    events = _tail(folder.events)
-    started = [event for event in events if event["kind"] == "ranks_started"][-1:]
+    newest = tail(folder.metrics)[-1:]
+    events = tail(folder.events)
+    started = last_of_kind(folder.events, "ranks_started") or {}
     ended = json.loads(folder.exit.read_text()) if folder.exit.exists() else None
     return RunState(
         name=root.name,
@@ -93,8 +95,8 @@ def state_of(root: Path) -> RunState:
         ended=ended,
         newest=newest[0] if newest else None,
         since_step_s=time.time() - newest[0]["time"] if newest else None,
-        generation=started[0]["generation"] if started else 0,
-        ranks=tuple(started[0]["ranks"]) if started else (),
+        generation=started.get("generation", 0),
+        ranks=tuple(started.get("ranks", ())),
         memory_bytes=sum(kept_in_memory(folder).values()) if ended else 0,
         incidents=tuple(e for e in events if e["kind"] in INCIDENT_KINDS)[-10:],
     )
@@ -125,19 +127,10 @@ def _told(event: Mapping[str, Any]) -> str:
     parts = [time.strftime("%H:%M:%S", time.localtime(event["time"])), f"step {event['step']}"]
     if event.get("rank") is not None:
         parts.append(f"rank {event['rank']} on {event.get('host')}")
+    if "worker" in event:
+        parts.append(str(event["worker"]))
     if "resumed_s" in event:
         parts.append(f"after {event['resumed_s']:.1f} s, {event['lost_steps']} steps lost")
     if event.get("cause"):
         parts.append(str(event["cause"]))
     return ", ".join(parts)
-
-
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of a file of JSON lines; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")[:-1]
-    return [json.loads(line) for line in (lines if size <= _TAIL_BYTES else lines[1:])]

@@ -46,10 +46,10 @@ def step_line(record: Mapping[str, Any]) -> str:
     ]
     if record["skipped"]:
         parts.append("skipped: not finite")
-    return "  ".join([*parts[:2], *_of_rewards(record), *parts[2:]])
+    return "  ".join([*parts[:2], *of_rewards(record), *parts[2:]])
 
 
-def _of_rewards(record: Mapping[str, Any]) -> list[str]:
+def of_rewards(record: Mapping[str, Any]) -> list[str]:
     """What a step by rewards has besides: nothing for the others."""
     if "reward/mean" not in record:
         return []

@@ -69,6 +69,11 @@ class Verdict:
     named_right: bool
     """Whether the event names the rank, the host, or the link or one of its ends, of the fault."""
 
+    @property
+    def held(self) -> bool:
+        """Whether the run came through it as it should."""
+        return self.losses_equal
+
 
 def judge(
     planted: Planted,

@@ -43,3 +43,25 @@ def test_the_state_of_a_run_that_lost_a_rank(tmp_path: Path) -> None:
     assert "after 2.5 s, 1 steps lost" in rows["recovered"]
     folder.exit.write_text(json.dumps({"code": 12, "cause": "given up"}))
     assert dict(state_of(tmp_path).rows())["state"] == "ended with code 12: given up"
+
+
+def test_the_state_of_a_long_run_by_rewards(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.recipe.write_text("")
+    ranks = [{"rank": 0, "host": "a", "process": 10}]
+    append_event(folder.events, now_s=0.0, kind="ranks_started", step=0, generation=3, ranks=ranks)
+    for number in range(3000):
+        append_event(folder.events, now_s=0.0, kind="group_fault", step=1, prompt=number)
+    # Longer than what is read at a time.
+    append_event(folder.events, now_s=0.0, kind="group_fault", step=1, cause="x" * 200_000)
+    append_event(folder.events, now_s=0.0, kind="learned_nothing", step=1)
+    append_event(
+        folder.events, now_s=0.0, kind="rollout_lost", step=2, worker="rollout-1", cause="killed"
+    )
+    line = {"step": 2, "time": 0.0, "loss": 2.0, "tokens_per_s": 1000.0, "step_s": 0.5}
+    append_line(folder.metrics, {**line, "reward/mean": 0.5, "accuracy": 0.25})
+    rows = dict(state_of(tmp_path).rows())
+    assert rows["state"] == "training, generation 3"
+    assert rows["a"] == "ranks 0"
+    assert rows["rewards"].startswith("reward: 0.500  accuracy: 25.0%")
+    assert "rollout-1, killed" in rows["rollout_lost"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
+from cluster.drills.prompts import lost_prompts
 from cluster.launch import launch
 from cluster.recovery.config import RecoveryConfig
 from cluster.rl.state import read_state
@@ -97,4 +98,5 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
     trained = [r for r in state["ledger"]["records"] if r["state"] == "trained"]
     numbers = [record["number"] for record in trained]
     assert len(numbers) == len(set(numbers))
+    assert lost_prompts(state["ledger"]) == 0
     assert view.endings[0]["step"] == STEPS
