@@ -174,6 +174,11 @@ def _kill_sampler(plan: Drill, folder: RunFolder) -> LostSampler:
     events = lines(folder.events)
     lost = {event["worker"] for event in events if event["kind"] == "rollout_lost"}
     up = [e for e in events if e["kind"] == "rollout_started" and e["worker"] not in lost]
+    if not up:
+        raise InfrastructureError(
+            f"nothing sampled in step {_last_step(folder)}, as all that did were lost before; see "
+            f"{folder.root}, or give another --at-step"
+        )
     chosen = random.Random(plan.seed).choice(up)
     planted = LostSampler(
         worker=chosen["worker"],

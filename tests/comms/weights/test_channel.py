@@ -265,22 +265,20 @@ def test_weights_on_a_device_are_taken_on_a_device():
 
 
 def _abandoned(rank: int, port: int) -> object:
-    store = store_of(rank, port)
-    names = NAMES[1:3]
+    store, names = store_of(rank, port), NAMES[1:3]
     whole = {"w": Part(shape=(4,), dtype="float32", blocks=(Block((0,), (4,)),))}
     member = Member(host="t", gives=whole) if rank == 0 else Member(host="r", takes=whole)
     channel = WeightChannel.open(Meeting(store, rank, names, "first"), member)
-    found: object = None
     dist.barrier()
     if rank == 0:
         beside = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-        reason = {"transfers": 1, "reason": "another is opened"}
-        threading.Timer(0.2, abandon, (beside, "first"), reason).start()
+        why = {"transfers": 1, "reason": "another is opened"}
+        threading.Timer(0.2, abandon, (beside, "first"), why).start()
         began_s = time.monotonic()
         # The other rank says nothing: it might as well be gone.
         with pytest.raises(WeightTransferError, match="rollout 0 said nothing"):
             channel.publish(1, {"w": [torch.ones(4)]}, deadline_s=60)
-        threading.Timer(0.2, abandon, (beside, "alone"), reason).start()
+        threading.Timer(0.2, abandon, (beside, "alone"), why).start()
         with pytest.raises(WeightTransferError, match="rollout 0 said nothing"):
             WeightChannel.open(Meeting(store, rank, names, "alone"), member)
         found = time.monotonic() - began_s
@@ -299,5 +297,4 @@ def _abandoned(rank: int, port: int) -> object:
 
 def test_an_abandoned_channel_ends_at_once_for_all_that_wait_in_it():
     seconds, version = run_on_ranks(2, _abandoned, free_port())
-    assert seconds < 15.0
-    assert version == 2
+    assert (seconds < 15.0, version) == (True, 2)

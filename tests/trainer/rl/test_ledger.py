@@ -138,15 +138,8 @@ class Run:
     def until_done(self) -> None:
         for _ in range(20_000):
             counts = self.ledger.counts()
-            if (
-                self.ledger.exhausted
-                and self.taken is None
-                and set(counts)
-                <= {
-                    "trained",
-                    "forgotten",
-                }
-            ):
+            idle = self.ledger.exhausted and self.taken is None
+            if idle and set(counts) <= {"trained", "forgotten"}:
                 return
             if self.faults and self.chance.random() < 0.03:
                 self.fault()
