@@ -19,6 +19,9 @@ INCIDENT_KINDS = (
     "host_lost",
     "host_cordoned",
     "spare_lost",
+    "hang",
+    "data",
+    "storage",
     "straggler",
     "link_slow",
     "recovered",
@@ -30,6 +33,11 @@ INCIDENT_KINDS = (
     "memory_slope",
     "checkpoint_failed",
     "checkpoint_skipped",
+    "snapshots_off",
+    "replicas_behind",
+    "rollout_lost",
+    "publish_failed",
+    "update_failed",
     "failed",
 )
 """Kinds of events that people should see."""
