@@ -134,7 +134,7 @@ class Controller:
     def _failures(self, answers: Answers) -> list[Failure]:
         raised = [reading.failure for reading in answers.readings if reading.failure]
         failures = [*raised, *answers.failures]
-        found = self.watching.poll()
+        found = [f for f in self.watching.poll() if f.rank not in self._failed]
         failures += self._own_words([f for f in found if f.kind == "died" and not f.host_lost])
         failures += found
         new = {f.rank: f for f in reversed(failures) if f.rank not in self._failed}
@@ -148,14 +148,18 @@ class Controller:
         they ended."""
         began_s = self.clock()
         told: list[Failure] = []
-        while {f.rank for f in found} - {f.rank for f in told}:
-            if self.clock() - began_s > OWN_WORDS_S:
-                break
+        missing = {f.rank for f in found}
+        while missing:
             answers = self.group.read(timeout_s=POLL_S)
             self._take(answers)
             self._show_steps(answers)
             told += [reading.failure for reading in answers.readings if reading.failure]
             told += answers.failures
+            missing -= {f.rank for f in told}
+            if not missing or self.clock() - began_s > OWN_WORDS_S:
+                break
+            # Survivors, who answer at once, are not asked without a pause.
+            self.group.pause(POLL_S)
         return told
 
     def _collect(self, failures: list[Failure]) -> list[Failure]:

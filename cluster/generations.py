@@ -35,7 +35,7 @@ from cluster.telling import Telling
 from cluster.view import RunView
 from cluster.waiting import Phases
 from cluster.watchdog.watch import Watchdog
-from cluster.watching import WatchedRank, Watching
+from cluster.watching import Watching, watched_ranks
 from cluster.worker_group import WorkerGroup
 from trainer.checkpoint.folder import list_complete
 from trainer.config import JobConfig
@@ -152,12 +152,7 @@ class Generations:
         watching = Watching(
             self.watchdog,
             self.agents,
-            ranks=[
-                WatchedRank(
-                    place=place, process=processes[place.rank], board=specs[place.rank].board
-                )
-                for place in places
-            ],
+            ranks=watched_ranks(places, processes, specs),
             view=self.view,
             events=self.run.folder.events,
         )
@@ -212,6 +207,9 @@ class Generations:
             raise WorkersFailed(failures)
         also = [f for f in failures if f.rank != cause.rank and f.kind in ("died", "hung")]
         self.incidents.fault(cause, also)
+        if self.stop.requested:
+            # It was to save and end; another start would only hide that it did not.
+            raise WorkersFailed(failures)
         faults, allowance = self.incidents.faults, self.means.allowance
         refused = refusal(faults, allowance)
         if refused:
@@ -265,6 +263,7 @@ class Generations:
         began_s = time.monotonic()
         waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
         while True:
+            self._telling.poll()
             self._staffing.advance(timeout_s=_POLL_S)
             ready = len(self.crew.ready)
             missing = f"{wanted - ready} of {wanted} ranks are to be replaced"
@@ -295,4 +294,5 @@ class Generations:
         """Pause, unless a signal comes."""
         waiting = self.phases.begin("starting", deadline_s=seconds)
         while not waiting.overrun("a pause before the next start"):
+            self._telling.poll()
             time.sleep(min(_POLL_S, seconds))

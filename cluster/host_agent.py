@@ -38,9 +38,15 @@ class HostAgent:
 
     def __init__(self) -> None:
         self._starvations: dict[int, Starvation] = {}
+        self._boards: set[str] = set()
 
     def observe(self, targets: Sequence[Target]) -> dict[int, RankEvidence]:
-        """What each rank does now, by rank."""
+        """What each rank does now, by rank. Boards that are looked at no more are deleted: every
+        start of the ranks leaves some in this host's memory."""
+        boards = {target.board for target in targets}
+        for board in self._boards - boards:
+            Path(board).unlink(missing_ok=True)
+        self._boards = boards
         self._starvations = {
             target.process: self._starvations.get(target.process, Starvation())
             for target in targets

@@ -41,7 +41,7 @@ class StopSignals:
         """Raise StopRequested if a signal came. For phases in which nothing is to be saved."""
         self.check_insistence()
         if self.requested:
-            raise StopRequested(f"stopped by {self.name} while {phase}, before training began")
+            raise StopRequested(f"stopped by {self.name} while {phase}: no step was under way")
 
     def check_insistence(self) -> None:
         """Raise EndedAtOnce if a second signal came."""

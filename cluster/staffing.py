@@ -105,6 +105,8 @@ class Staffing:
 
     def _begin(self, node: Node, bundle: int | None) -> None:
         member = self._crew.start(node, bundle)
+        # From here on it is a host like any other: what dies there is replaced there.
+        self._lost_nodes.discard(node.node_id)
         self._began_s[member.number] = self._clock()
 
     def _give_up_on_late(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.agents import Agents
 from cluster.failure import Failure
 from cluster.host_agent import Target
+from cluster.rank import RankSpec
 from cluster.reading import Place, Reading
 from cluster.view import RunView
 from cluster.watchdog.evidence import ClusterEvidence, HostMemory, LossPoint, RankEvidence
@@ -20,6 +21,7 @@ from cluster.watchdog.told import Told
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import ExitCode
 from trainer.run_folder import append_event
+from trainer.spread import stage_by_rank
 
 _HEALING_S = 20.0
 """What may pass by itself, and blames no single rank, is given this long."""
@@ -52,6 +54,9 @@ class WatchedRank:
     board: str
     """File in which it tells what it does."""
 
+    role: str
+    """Equal for ranks that do the same work in a step."""
+
 
 class Watching:
     """Observes when polled, a few times a second. Used by the driver's main thread."""
@@ -81,6 +86,7 @@ class Watching:
         self._memory: dict[str, HostMemory] = {}
         self._step = 0
         self._told = Told()
+        self._ended: set[int] = set()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """A step was reported."""
@@ -101,8 +107,8 @@ class Watching:
         )
 
     def poll(self) -> list[Failure]:
-        """Look once. What stands still or is gone comes back as failures, its process ended; what
-        is slow is told and goes on."""
+        """Look once. What stands still or is gone comes back as failures, once for each rank, its
+        process ended; what is slow is told and goes on."""
         now_s = self._clock()
         for found in self._agents.observe(self._targets).values():
             self._seen.update(found)
@@ -117,6 +123,7 @@ class Watching:
                 rank: replace(
                     self._seen.get(rank, RankEvidence(rank=rank, host=own.place.host)),
                     silent_s=now_s - self._heard_s[rank],
+                    role=own.role,
                 )
                 for rank, own in self._ranks.items()
             },
@@ -156,11 +163,15 @@ class Watching:
             self._tell(finding)
             if finding.detected_after_s < _HEALING_S:
                 return []
+        # What was ended stands still from then on, and is found again until the others have left.
+        ranks = [rank for rank in self._blamed(finding) if rank not in self._ended]
+        if not ranks:
+            return []
+        self._ended.update(ranks)
         evidence = finding.evidence[1:]
         if finding.kind == "hang":
             # Before anybody is ended: a process that is gone has no stack.
             evidence += self._stacks(finding)
-        ranks = self._blamed(finding)
         for rank in ranks:
             self._agents.end(self._ranks[rank].place.node_id, self._ranks[rank].process)
         return [self._failure(finding, rank, evidence) for rank in ranks]
@@ -221,6 +232,22 @@ class Watching:
             cause=finding.evidence[0],
             evidence=list(finding.evidence[1:]),
         )
+
+
+def watched_ranks(
+    places: Sequence[Place], processes: Mapping[int, int], specs: Mapping[int, RankSpec]
+) -> list[WatchedRank]:
+    """Of the ranks of one generation; processes and specs are by rank."""
+    stages = stage_by_rank(specs[0].job.parallel, len(places))
+    return [
+        WatchedRank(
+            place=place,
+            process=processes[place.rank],
+            board=specs[place.rank].board,
+            role=f"stage {stages[place.rank]}",
+        )
+        for place in places
+    ]
 
 
 def _by_node(ranks: Sequence[WatchedRank]) -> dict[str, list[Target]]:

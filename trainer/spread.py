@@ -75,6 +75,13 @@ def require_layout(job: JobConfig, num_ranks: int) -> None:
     )
 
 
+def stage_by_rank(config: ParallelConfig, num_ranks: int) -> tuple[int, ...]:
+    """Where each rank stands in its pipeline: ranks of one place do the same work in a step."""
+    stages = 1 if config.pp == "auto" else config.pp
+    in_stage = max(1, num_ranks // (config.island * stages))
+    return tuple(rank // in_stage % stages for rank in range(num_ranks))
+
+
 def _check_longest(
     job: JobConfig, architecture: Architecture, layout: Layout, on_host: int
 ) -> None:

@@ -21,6 +21,9 @@ INCIDENT_KINDS = (
     "spare_lost",
     "rollout_lost",
     "channel_store_lost",
+    "hang",
+    "data",
+    "storage",
     "straggler",
     "link_slow",
     "recovered",
@@ -32,6 +35,10 @@ INCIDENT_KINDS = (
     "memory_slope",
     "checkpoint_failed",
     "checkpoint_skipped",
+    "snapshots_off",
+    "replicas_behind",
+    "publish_failed",
+    "update_failed",
     "failed",
 )
 """Kinds of events that people should see."""

@@ -66,13 +66,6 @@ class Roster:
             )
         return found
 
-    def rank_of(self, number: int) -> int | None:
-        """The rank of a process; None where it has none."""
-        for rank, member in enumerate(self.members):
-            if member.number == number:
-                return rank
-        return None
-
 
 def first_roster(members: Sequence[Member], ranks: int) -> Roster:
     """Ranks for processes that never had any; those left over are spares."""

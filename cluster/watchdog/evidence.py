@@ -1,7 +1,7 @@
 """What the watchdog is told. Plain data, filled by the caller; times are seconds.
 
 Monotonic clocks of two hosts have nothing in common, so times of readings are only compared on one
-host, or where `ClusterEvidence.clock_offsets_s` says how far the clocks are apart.
+host.
 """
 
 from collections.abc import Mapping
@@ -78,6 +78,3 @@ class ClusterEvidence:
 
     delays_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
     """Measured delay from one rank to another, where links were measured pair by pair."""
-
-    clock_offsets_s: Mapping[str, float] = field(default_factory=dict)
-    """To add to a host's monotonic clock so that hosts can be compared; empty where unknown."""

@@ -11,8 +11,13 @@ IN_STEP = frozenset(
         "compute",
         "communication",
         "reduce",
+        "data",
+        "feed",
+        "clip",
+        "vote",
+        "update",
+        "publish",
     }
-    | {"data", "feed", "clip", "vote", "update", "publish", "rounds", "report"}
 )
 """Phases that every step goes through. Others are long: nobody expects them to end in a step."""
 

@@ -8,9 +8,6 @@ import psutil
 from cluster.watchdog.evidence import ProcessState
 from cluster.watchdog.starved import ThreadTimes
 
-CLOCK_STEP_S = 1.0
-"""Start times of one process differ by rounding alone."""
-
 _STATES: dict[str, ProcessState] = {
     psutil.STATUS_RUNNING: "running",
     psutil.STATUS_SLEEPING: "sleeping",
@@ -24,16 +21,10 @@ _STATES: dict[str, ProcessState] = {
 }
 
 
-def process_state(pid: int, *, created_s: float | None = None) -> ProcessState:
-    """What the process `pid` of this host does.
-
-    With `created_s` (`psutil.Process.create_time`) another process that got the same number counts
-    as the first one gone.
-    """
+def process_state(pid: int) -> ProcessState:
+    """What the process `pid` of this host does."""
     try:
-        process = psutil.Process(pid)
-        other = created_s is not None and abs(process.create_time() - created_s) > CLOCK_STEP_S
-        return "gone" if other else _STATES.get(process.status(), "unknown")
+        return _STATES.get(psutil.Process(pid).status(), "unknown")
     except psutil.NoSuchProcess:
         return "gone"
     except psutil.AccessDenied:

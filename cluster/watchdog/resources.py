@@ -125,6 +125,11 @@ class LateData:
         self._usual: dict[int, deque[float]] = {}
         self._step_s = 0.0
 
+    def forget(self) -> None:
+        """Ranks are others, and may be fewer."""
+        self._late.clear()
+        self._usual.clear()
+
     def add(self, ranks: Mapping[int, RankStep]) -> None:
         """Remember one step."""
         self._step_s = median(own.duration_s for own in ranks.values())

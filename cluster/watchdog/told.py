@@ -15,10 +15,10 @@ class Told:
     """Ask it about every finding, as long as it stands."""
 
     def __init__(self) -> None:
-        self._seen_s: dict[tuple[str, int | None, str | None], float] = {}
+        self._seen_s: dict[object, float] = {}
 
     def is_new(self, finding: Finding, now_s: float) -> bool:
         """Whether to tell of it."""
-        key = (finding.cause, finding.rank, finding.host)
-        before_s, self._seen_s[key] = self._seen_s.get(key), now_s
+        before_s = self._seen_s.get(finding.key)
+        self._seen_s[finding.key] = now_s
         return before_s is None or now_s - before_s > GONE_S or finding.kind == "memory"

@@ -85,6 +85,7 @@ class Watchdog:
         self._tracks.clear()
         self._slow.forget()
         self._delays.forget()
+        self._late_data.forget()
         self._memories.forget()
         self._standing_slow = []
 

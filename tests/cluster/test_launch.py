@@ -158,7 +158,7 @@ def test_a_run_that_does_not_save_in_time_is_ended(
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=when_training).start()
-    assert start("deaf", stop_grace_s=0.5) is ExitCode.INFRASTRUCTURE
+    assert start("deaf", stop_grace_s=0.5, max_restarts=20) is ExitCode.INFRASTRUCTURE
     assert "not saved within 0.5 s" in exit_record(tmp_path)["cause"]
 
 

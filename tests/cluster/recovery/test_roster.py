@@ -74,8 +74,3 @@ def test_nobody_moves_where_nobody_is_lost() -> None:
 def test_too_few_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="7 ranks need as many processes, got 6"):
         next_roster(SIX, None, 7)
-
-
-def test_the_rank_of_a_process() -> None:
-    roster = first_roster(SIX, 4)
-    assert [roster.rank_of(n) for n in range(6)] == [2, 0, None, 3, 1, None]

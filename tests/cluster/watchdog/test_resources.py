@@ -20,12 +20,15 @@ def memory(growth_gib, *, steps=200, noise_gib=0.3):
     return found
 
 
-def late(share_of, *, steps=60):
-    """`share_of(step, rank)` of each step of 1 s is waiting for data."""
-    data = LateData(WatchdogConfig())
+def feed(data, share_of, *, steps=60):
     for step in range(steps):
         data.add({r: rank_step(busy_s=0.2, data_s=share_of(step, r)) for r in range(4)})
     return data.findings(HOSTS, steps)
+
+
+def late(share_of):
+    """`share_of(step, rank)` of each step of 1 s is waiting for data."""
+    return feed(LateData(WatchdogConfig()), share_of)
 
 
 def test_growing_memory_is_said_once_per_quarter_of_the_horizon():
@@ -84,3 +87,12 @@ def test_a_run_that_always_waited_for_its_data_is_not_at_fault():
 
 def test_a_few_late_batches_are_nothing():
     assert late(lambda step, rank: 0.6 if step % 3 == 0 else 0.02) == []
+
+
+def test_a_late_rank_is_forgotten_with_the_ranks_it_was_among():
+    data = LateData(WatchdogConfig())
+    (finding,) = feed(data, lambda step, rank: 0.5 if rank == 3 and step > 30 else 0.02)
+    assert finding.rank == 3
+    data.forget()
+    data.add({rank: rank_step(busy_s=0.2, data_s=0.02) for rank in range(3)})
+    assert data.findings({rank: HOSTS[rank] for rank in range(3)}, 61) == []
