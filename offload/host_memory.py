@@ -121,13 +121,6 @@ def find_problems(
     return found
 
 
-def require_fit(needs: Sequence[RankNeed], limits: HostLimits, *, fraction: float = 0.9) -> None:
-    """Raise MemoryError with all problems, if there are any."""
-    problems = find_problems(needs, limits, fraction=fraction)
-    if problems:
-        raise MemoryError("; ".join(problems))
-
-
 def read_limits(
     *,
     disks: Sequence[str | Path] = (),

@@ -8,7 +8,7 @@ Guarantees, each asserted in tests/parallel/test_replicas.py:
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -68,6 +68,7 @@ class Replicas:
         self.flats: dict[str, FlatGradient] = {}
         """What lies in every gradient that is exchanged, by key."""
 
+        self._step_bytes: dict[StepChoice, int] = {}
         self._clock = clock
         self._waited_s = 0.0
         self._lanes = 0
@@ -97,7 +98,14 @@ class Replicas:
     def step_bytes(self, choice: StepChoice) -> int:
         """Bytes that this rank sends in a step between hosts, or, where they share one, between
         replicas."""
-        return self.exchange.step_bytes(choice, self.flats.values())
+        if choice not in self._step_bytes:
+            self._step_bytes[choice] = self.exchange.step_bytes(choice, self.flats.values())
+        return self._step_bytes[choice]
+
+    def announce(self, flats: Mapping[str, FlatGradient]) -> None:
+        """Say what else is exchanged, by key."""
+        self.flats |= flats
+        self._step_bytes.clear()
 
     def take_waited_s(self) -> float:
         """Seconds waited for exchanges since the last call."""
@@ -132,7 +140,7 @@ class Lane:
 
     def announce(self, flats: dict[str, FlatGradient]) -> None:
         """Say what will be exchanged under which key."""
-        self._replicas.flats |= {self._prefix + key: flat for key, flat in flats.items()}
+        self._replicas.announce({self._prefix + key: flat for key, flat in flats.items()})
 
 
 class _Counted:

@@ -12,6 +12,7 @@ Guarantees, each asserted in tests/parallel/test_vocab.py:
 - no label left gives exactly 0 with zero gradients.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -41,9 +42,8 @@ def vocabulary_parallel_loss_sum(
     """
     wanted = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_vD.requires_grad)
     weight_vD = weight_vD.to(hidden_TD.dtype)
-    if not wanted:
-        return _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis).loss()
-    return _SplitCrossEntropy.apply(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+    chunks = _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+    return _SplitCrossEntropy.apply(hidden_TD, weight_vD, chunks) if wanted else chunks.loss()
 
 
 @torch.compiler.disable
@@ -63,64 +63,34 @@ def vocabulary_parallel_log_probs(
 
         logp_T = vocabulary_parallel_log_probs(hidden, my_rows, labels, 1024, axis)
     """
-    return _SplitLogProbs.apply(
-        hidden_TD, weight_vD.to(hidden_TD.dtype), labels_T, chunk_tokens, axis
-    )
+    weight_vD = weight_vD.to(hidden_TD.dtype)
+    chunks = _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+    return _SplitLogProbs.apply(hidden_TD, weight_vD, chunks)
 
 
 class _SplitLogProbs(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TD: Tensor,
-        weight_vD: Tensor,
-        labels_T: Tensor,
-        chunk_tokens: int,
-        axis: TensorAxis,
-    ) -> Tensor:
-        chunks = _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
-        logp_T = hidden_TD.new_zeros(labels_T.shape, dtype=torch.float32)
-        normaliser_T = torch.zeros_like(logp_T)
-        for rows in chunks.rows:
-            chunk = _Chunk(chunks, rows)
-            logp_T[rows] = chunk.logp_C
-            normaliser_T[rows] = chunk.normaliser_C
-        ctx.save_for_backward(hidden_TD, weight_vD, labels_T, normaliser_T)
-        ctx.chunks = chunks.rows, axis
+    def forward(ctx: Any, hidden_TD: Tensor, weight_vD: Tensor, chunks: "_Chunks") -> Tensor:
+        logp_T, normaliser_T = chunks.log_probs()
+        ctx.save_for_backward(hidden_TD, weight_vD, chunks.labels_T, normaliser_T)
+        ctx.chunk_tokens, ctx.axis = chunks.chunk_tokens, chunks.axis
         return logp_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_TD, weight_vD, labels_T, normaliser_T = ctx.saved_tensors
-        all_rows, axis = ctx.chunks
-        grad_hidden_TD = torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)
-        grad_weight_vD = torch.zeros_like(weight_vD, dtype=torch.float32)
-        sums: list[Started] = []
-        for rows in all_rows:
-            held_C1, target_C1 = _own_targets(labels_T[rows], weight_vD.shape[0], axis)
-            grad_C1 = torch.where(labels_T[rows] != IGNORED_LABEL, grad_T[rows], 0.0).unsqueeze(1)
-            logits_Cv = (hidden_TD[rows] @ weight_vD.t()).float()
-            grad_Cv = logits_Cv.sub_(normaliser_T[rows].unsqueeze(1)).exp_().mul_(-grad_C1)
-            grad_Cv = grad_Cv.scatter_add_(1, target_C1, grad_C1 * held_C1).to(hidden_TD.dtype)
-            torch.mm(grad_Cv, weight_vD, out=grad_hidden_TD[rows])
-            sums.append(axis.start_all_reduce(grad_hidden_TD[rows]))
-            _add_product(grad_weight_vD, grad_Cv.t(), hidden_TD[rows])
-        axis.finish(sums)
-        return grad_hidden_TD, grad_weight_vD.to(weight_vD.dtype), None, None, None
+        chunks = _Chunks(hidden_TD, weight_vD, labels_T, ctx.chunk_tokens, ctx.axis)
+        grad_hidden_TD, grad_weight_vD = chunks.gradients(
+            chunks.logits_gradient_again(rows, normaliser_T[rows], grad_T[rows])
+            for rows in chunks.rows
+        )
+        return grad_hidden_TD, grad_weight_vD.to(weight_vD.dtype), None
 
 
 class _SplitCrossEntropy(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TD: Tensor,
-        weight_vD: Tensor,
-        labels_T: Tensor,
-        chunk_tokens: int,
-        axis: TensorAxis,
-    ) -> Tensor:
-        chunks = _Chunks(hidden_TD, weight_vD, labels_T, chunk_tokens, axis)
+    def forward(ctx: Any, hidden_TD: Tensor, weight_vD: Tensor, chunks: "_Chunks") -> Tensor:
         loss, grad_hidden_TD, grad_weight_vD = chunks.loss_and_gradients()
         ctx.save_for_backward(grad_hidden_TD, grad_weight_vD)
         ctx.weight_dtype = weight_vD.dtype
@@ -128,15 +98,15 @@ class _SplitCrossEntropy(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden_TD, grad_weight_vD = ctx.saved_tensors
         # Scaled in fp32: in bf16 the divisor itself would be off by up to 0.4 %.
         scaled_TD = (grad_hidden_TD.float() * grad).to(grad_hidden_TD.dtype)
-        return scaled_TD, (grad_weight_vD * grad).to(ctx.weight_dtype), None, None, None
+        return scaled_TD, (grad_weight_vD * grad).to(ctx.weight_dtype), None
 
 
 class _Chunks:
-    """One evaluation of the loss, chunk by chunk."""
+    """One evaluation, chunk by chunk."""
 
     def __init__(
         self,
@@ -149,6 +119,7 @@ class _Chunks:
         self.hidden_TD = hidden_TD
         self.weight_vD = weight_vD
         self.labels_T = labels_T
+        self.chunk_tokens = chunk_tokens
         self.axis = axis
         starts = range(0, hidden_TD.shape[0], chunk_tokens)
         self.rows = [slice(start, start + chunk_tokens) for start in starts]
@@ -160,22 +131,51 @@ class _Chunks:
             total += _Chunk(self, rows).loss
         return total
 
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the labels, and the normalisers that they were made with: [T]."""
+        logp_T = self.hidden_TD.new_zeros(self.labels_T.shape, dtype=torch.float32)
+        normaliser_T = torch.zeros_like(logp_T)
+        for rows in self.rows:
+            chunk = _Chunk(self, rows)
+            logp_T[rows] = chunk.logp_C
+            normaliser_T[rows] = chunk.normaliser_C
+        return logp_T, normaliser_T
+
     def loss_and_gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the gradient of the hidden states summed over ranks, and that of this rank's
-        weight, in fp32: bf16 would lose what later chunks add."""
+        """The loss, and its gradients as `gradients` gives them."""
         total = self.hidden_TD.new_zeros((), dtype=torch.float32)
+
+        def logits_gradients() -> Iterator[Tensor]:
+            for rows in self.rows:
+                chunk = _Chunk(self, rows)
+                total.add_(chunk.loss)
+                yield chunk.logits_gradient()
+
+        return total, *self.gradients(logits_gradients())
+
+    def logits_gradient_again(self, rows: slice, normaliser_C: Tensor, grad_C: Tensor) -> Tensor:
+        """Of one chunk's logits, which are computed again, from that of its log-probabilities."""
+        labels_C = self.labels_T[rows]
+        held_C1, target_C1 = _own_targets(labels_C, self.weight_vD.shape[0], self.axis)
+        grad_C1 = torch.where(labels_C != IGNORED_LABEL, grad_C, 0.0).unsqueeze(1)
+        logits_Cv = (self.hidden_TD[rows] @ self.weight_vD.t()).float()
+        grad_Cv = logits_Cv.sub_(normaliser_C.unsqueeze(1)).exp_().mul_(-grad_C1)
+        return grad_Cv.scatter_add_(1, target_C1, grad_C1 * held_C1)
+
+    def gradients(self, logits_gradients: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """From those of the chunks' logits, in order: the gradient of the hidden states, summed
+        over ranks, and that of this rank's weight, in fp32: bf16 would lose what later chunks
+        add."""
         grad_hidden_TD = torch.empty_like(self.hidden_TD, memory_format=torch.contiguous_format)
         grad_weight_vD = torch.zeros_like(self.weight_vD, dtype=torch.float32)
         sums: list[Started] = []
-        for rows in self.rows:
-            chunk = _Chunk(self, rows)
-            total += chunk.loss
-            grad_Cv = chunk.logits_gradient().to(self.hidden_TD.dtype)
+        for rows, whole_Cv in zip(self.rows, logits_gradients, strict=True):
+            grad_Cv = whole_Cv.to(self.hidden_TD.dtype)
             torch.mm(grad_Cv, self.weight_vD, out=grad_hidden_TD[rows])
             sums.append(self.axis.start_all_reduce(grad_hidden_TD[rows]))
             _add_product(grad_weight_vD, grad_Cv.t(), self.hidden_TD[rows])
         self.axis.finish(sums)
-        return total, grad_hidden_TD, grad_weight_vD
+        return grad_hidden_TD, grad_weight_vD
 
 
 class _Chunk:

@@ -179,13 +179,6 @@ class StepReport:
     def plan_record(self) -> dict[str, Any]:
         """The line of plans.jsonl."""
         plan = self.plan
-        moved_bytes = {} if self.movement is None else self.movement.moved_bytes
-        if self.activations is not None:
-            moved_bytes = {
-                **moved_bytes,
-                "activations_stored": self.activations.stored_bytes,
-                "activations_fetched": self.activations.fetched_bytes,
-            }
         return {
             "step": self.step,
             "layout": asdict(plan.layout),
@@ -203,12 +196,23 @@ class StepReport:
             "outer": None if plan.outer is None else asdict(plan.outer),
             "predicted": asdict(plan.predicted),
             "measured": asdict(self.measured),
-            "bytes": {
-                **self.bytes_sent,
-                **{f"offload/{route}": moved for route, moved in moved_bytes.items()},
-            },
+            "bytes": self.bytes_record(),
             "plan_s": plan.plan_s,
             "reasons": list(plan.reasons),
+        }
+
+    def bytes_record(self) -> dict[str, int]:
+        """Bytes sent, and moved between memory, disk and device, by route."""
+        moved_bytes = {} if self.movement is None else self.movement.moved_bytes
+        if self.activations is not None:
+            moved_bytes = {
+                **moved_bytes,
+                "activations_stored": self.activations.stored_bytes,
+                "activations_fetched": self.activations.fetched_bytes,
+            }
+        return {
+            **self.bytes_sent,
+            **{f"offload/{route}": moved for route, moved in moved_bytes.items()},
         }
 
 

@@ -1,9 +1,13 @@
 """Step reports as TensorBoard scalars."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from trainer.metrics import StepReport
 from trainer.run_folder import is_full
@@ -17,15 +21,15 @@ class TensorBoardSink:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._writer: SummaryWriter | None = None
+        self._writer: EventFileWriter | None = None
 
     def write(self, report: StepReport) -> None:
         """Queue one step's scalars; a thread of the writer's own saves them."""
         try:
             if self._writer is None and self._has_room():
-                self._writer = SummaryWriter(str(self._directory), flush_secs=10)
+                self._writer = EventFileWriter(str(self._directory), flush_secs=10)
             if self._writer is not None:
-                self._queue(self._writer, report)
+                self._writer.add_event(_event_of(report))
         except OSError as error:
             if not is_full(error):
                 raise
@@ -46,11 +50,22 @@ class TensorBoardSink:
         disk = os.statvfs(self._directory)
         return disk.f_bavail * disk.f_frsize >= _ROOM_BYTES
 
-    def _queue(self, writer: SummaryWriter, report: StepReport) -> None:
-        for name, value in report.metrics_record().items():
-            if name not in ("step", "time"):
-                writer.add_scalar(name, float(value), report.step, report.time)
-        plan = report.plan_record()
-        for group in ("predicted", "measured", "bytes"):
-            for name, value in plan[group].items():
-                writer.add_scalar(f"{group}/{name}", value, report.step, report.time)
+
+def _event_of(report: StepReport) -> Event:
+    # All in one: the writer's queue has room for ten events, and then keeps the training waiting.
+    values = [Summary.Value(tag=tag, simple_value=x) for tag, x in _scalars_of(report).items()]
+    return Event(wall_time=report.time, step=report.step, summary=Summary(value=values))
+
+
+def _scalars_of(report: StepReport) -> dict[str, float]:
+    """By tag."""
+    metrics = report.metrics_record().items()
+    found = {name: float(value) for name, value in metrics if name not in ("step", "time")}
+    groups: dict[str, Mapping[str, float]] = {
+        "predicted": asdict(report.plan.predicted),
+        "measured": asdict(report.measured),
+        "bytes": report.bytes_record(),
+    }
+    for group, values in groups.items():
+        found |= {f"{group}/{name}": float(value) for name, value in values.items()}
+    return found

@@ -122,10 +122,6 @@ class CompressionConfig(ReplicaConfig):
                 f"{remedy}: {', '.join(fitting)}."
             )
 
-    def fitting_methods(self) -> tuple[Method, ...]:
-        """Methods that a step may choose without losing what is accumulated."""
-        return WITH_MOMENTUM if self.momentum > 0 else WITHOUT_MOMENTUM
-
     def with_choice(self, choice: "StepChoice") -> "CompressionConfig":
         """This configuration as one step wants it. Raises ValueError where it does not fit."""
         return replace(
@@ -256,16 +252,6 @@ def kept_bytes(config: ReplicaConfig) -> int:
 def begins_dense(step: int, config: ReplicaConfig) -> bool:
     """Whether `step`, counted from 0, is sent whole."""
     return step < config.dense_steps and config.method in (*ERROR_CONTROLLED, "powersgd")
-
-
-def check_optimizer(config: CompressionConfig, optimizer: str) -> None:
-    """Raise ValueError where the method does not fit the optimizer, naming those that do."""
-    if config.momentum > 0 and optimizer != "sgd":
-        raise ValueError(
-            f"method={config.method} with momentum={config.momentum} applies SGD's momentum "
-            f"before it compresses and does not fit optimizer={optimizer}. "
-            f"With momentum=0 these fit: {', '.join(WITHOUT_MOMENTUM)}."
-        )
 
 
 def ratio_at(step: int, config: ReplicaConfig) -> float:

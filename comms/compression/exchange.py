@@ -53,7 +53,7 @@ class Exchange:
     With `inside`, the ranks of one host, gradients are summed dense there first, and `group` holds
     the ranks of the same place on each host. All ranks make it, and call `start` with the same keys
     in the same order. What a rank keeps takes 8 bytes per element for error feedback and 16 for
-    `dgc` and `econtrol`, twice that with the copy that a dropped step falls back to.
+    `dgc` and `econtrol`, with the copies that a dropped step falls back to.
     """
 
     def __init__(
@@ -122,8 +122,9 @@ class Exchange:
         Errors and momentum are carried over: what an earlier method has not sent yet goes with the
         next, at once where that one is dense. Raises ValueError where momentum does not fit.
         """
-        self._step_config = self._config.with_choice(choice)
-        self._method = method_of(self._step_config)
+        config = self._config.with_choice(choice)
+        if config != self._step_config:
+            self._step_config, self._method = config, method_of(config)
 
     def order_ring(self, order: RingOrder) -> None:
         """Let messages pass the ranks of `group` in another order from the next `start` on, as
@@ -154,20 +155,16 @@ class Exchange:
     def error_norm(self) -> float:
         """Norm of what this rank has not sent yet, over all gradients. Called between steps."""
         unsent = [s.values["residual"] for s in self._slots.values() if "residual" in s.values]
-        if not unsent:
-            return 0.0
-        return float(torch.stack([torch.linalg.vector_norm(u) for u in unsent]).norm())
+        return float(torch.stack(torch._foreach_norm(unsent)).norm()) if unsent else 0.0
 
     def step_bytes(self, choice: StepChoice, flats: Iterable[FlatGradient]) -> int:
         """Bytes that this rank will send over `group` for these gradients with this choice; a
         warm-up or dense beginning of the configuration is not counted."""
         config = self._config.with_choice(choice)
-        found = 0
+        method, ranks, found = method_of(config), self._group.size(), 0
         for flat in flats:
             geometry = self._geometry(flat.numel, flat.shapes, config)
-            ranks = self._group.size()
-            sent = sent_bytes(method_of(config), geometry, ranks=ranks, ratio=config.ratio)
-            found += sum(sent.values())
+            found += sum(sent_bytes(method, geometry, ranks=ranks, ratio=config.ratio).values())
         return found
 
     def reset(self, reason: str) -> None:

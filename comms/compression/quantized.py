@@ -18,6 +18,7 @@ from comms.compression.blocks import BlockCodec
 from comms.compression.config import CompressionConfig
 from comms.compression.geometry import Geometry
 from comms.compression.method import Phases, Step, generator
+from comms.compression.ring import started
 from comms.compression.state import Slot
 
 # P ranks, C entries of one part, B bytes of its code.
@@ -40,9 +41,7 @@ class QuantizedAllReduce:
         randomness = generator(step.seed + step.group.rank(), flat.device)
         send_PB = self._encode_own(slot, flat, part, randomness, step)
         received_PB = torch.empty_like(send_PB)
-        work = dist.all_to_all_single(received_PB, send_PB, group=step.group, async_op=True)
-        assert work is not None
-        yield work
+        yield started(dist.all_to_all_single(received_PB, send_PB, group=step.group, async_op=True))
         rows_PB = yield from step.gather(self._encode_sum(slot, received_PB, part, randomness))
         if not all(self._codec.finite(row, part) for row in rows_PB):
             flat.fill_(torch.nan)

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.compression.method import Phases
+from comms.compression.ring import started
 from comms.volume import gather_bytes
 
 
@@ -29,14 +30,9 @@ def over_hosts(
     padded = flat.new_zeros(shard.numel() * inside.size())
     padded[: flat.numel()] = flat
     parts = list(padded.split(shard.numel()))
-    yield _started(dist.reduce_scatter(shard, parts, group=inside, async_op=True))
+    yield started(dist.reduce_scatter(shard, parts, group=inside, async_op=True))
     yield from between_hosts(shard)
-    yield _started(dist.all_gather(parts, shard, group=inside, async_op=True))
+    yield started(dist.all_gather(parts, shard, group=inside, async_op=True))
     flat.copy_(padded[: flat.numel()])
     # A shard that is not finite made only its own part NaN; all ranks must drop the step.
     return bool(flat.sum().isfinite())
-
-
-def _started(work: dist.Work | None) -> dist.Work:
-    assert work is not None
-    return work

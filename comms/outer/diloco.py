@@ -194,14 +194,9 @@ class StreamingDiloco:
     def sent(self) -> tuple[int, Tensor] | None:
         """The fragment under way and the flat outer gradient of this rank's parts that was sent,
         to which nobody writes; with it, `resend` begins the exchange again."""
-        return (
-            None
-            if self._flight is None or self._sent is None
-            else (
-                self._flight.fragment,
-                self._sent,
-            )
-        )
+        if self._flight is None or self._sent is None:
+            return None
+        return self._flight.fragment, self._sent
 
     def kept_state(self) -> dict[str, Tensor]:
         """As `state_dict`, at once and without what is under way. Nothing of it is written to

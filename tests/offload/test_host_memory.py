@@ -11,7 +11,6 @@ from offload.host_memory import (
     find_problems,
     optimizer_need,
     read_limits,
-    require_fit,
 )
 from offload.optimizer import InterleavedAdamW
 
@@ -45,8 +44,7 @@ def test_each_limit_holds_for_its_own_kind(need, limit, word):
     (problem,) = find_problems([RankNeed(**need)], limits)
     assert word in problem
     assert "2 GiB are needed" in problem
-    with pytest.raises(MemoryError, match="raise it"):
-        require_fit([RankNeed(**need)], limits)
+    assert "raise it" in problem
 
 
 def test_locked_memory_counts_only_where_pinning_locks():

@@ -171,5 +171,8 @@ def test_tensorboard_gets_every_number(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {"loss", "mfu", "predicted/compute_s", "measured/compute_s"} <= scalars
+    assert set(_report().metrics_record()) - {"step", "time"} <= scalars
+    assert {"predicted/compute_s", "measured/compute_s"} <= scalars
+    (loss,) = events.Scalars("loss")
+    assert (loss.step, loss.wall_time) == (_report().step, _report().time)
     assert events.Scalars("bytes/replica/all_reduce")[0].value == 77.0

@@ -26,7 +26,6 @@ CHUNK_BYTES = 256 * 1024
 """Bytes copied and summed at a time: few enough to be still in cache for the sum."""
 
 WORD_BYTES = 8
-RUN_BYTES = 16
 
 _MAGIC = b"BRAIDKP1"
 _FIELDS = struct.Struct("<8sQ16sQQIIQIQQQ")

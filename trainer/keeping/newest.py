@@ -76,12 +76,6 @@ def _without_abandoned(newest_first: list[CommonStep]) -> list[CommonStep]:
     return kept
 
 
-def newest_common_step(shares: Iterable[HeldShare]) -> CommonStep | None:
-    """The snapshot to prefer; None where no step has all its shares."""
-    found = common_steps(shares)
-    return found[0] if found else None
-
-
 def in_order(memory_steps: Sequence[int], disk_steps: Sequence[int]) -> list[Candidate]:
     """What to try, one after the other: by step, newest first; of the same step, memory first.
 

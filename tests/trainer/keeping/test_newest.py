@@ -5,7 +5,6 @@ from trainer.keeping.newest import (
     HeldShare,
     common_steps,
     in_order,
-    newest_common_step,
 )
 
 
@@ -32,9 +31,8 @@ def _steps(shares):
 def test_a_step_counts_only_with_the_share_of_every_rank():
     shares = _shares(1, 7, (0, 1), 2) + _shares(1, 8, (0,), 2)
     assert _steps(shares) == [(1, 7)]
-    assert newest_common_step(shares).step == 7
-    assert newest_common_step(_shares(1, 8, (0,), 2)) is None
-    assert newest_common_step([]) is None
+    assert _steps(_shares(1, 8, (0,), 2)) == []
+    assert _steps([]) == []
 
 
 def test_shares_of_different_starts_and_sizes_do_not_mix():
@@ -50,9 +48,9 @@ def test_shares_may_be_on_different_hosts_and_several_times():
 
 def test_a_lost_share_leads_to_the_step_before():
     shares = _shares(1, 7, (0, 1, 2), 3) + _shares(1, 8, (0, 1, 2), 3)
-    assert newest_common_step(shares).step == 8
+    assert _steps(shares) == [(1, 8), (1, 7)]
     damaged = [share for share in shares if (share.step, share.rank) != (8, 1)]
-    assert newest_common_step(damaged).step == 7
+    assert _steps(damaged) == [(1, 7)]
 
 
 def test_the_newest_start_counts_first_and_the_one_before_until_it_has_a_whole_step():
