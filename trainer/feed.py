@@ -169,5 +169,6 @@ def agreed_plan(
     begin_s = time.perf_counter()
     plan = planner.choose(step, lengths_tokens)
     plan = replace(plan, plan_s=time.perf_counter() - begin_s)
-    broadcast_bytes(encode_plan(plan), group=group)
+    if group.size() > 1:
+        broadcast_bytes(encode_plan(plan), group=group)
     return plan

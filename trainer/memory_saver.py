@@ -7,6 +7,7 @@ from typing import Any
 
 from comms.config import RankEnvironment
 from trainer.assembly import Assembly
+from trainer.checkpoint.share import State, local_part
 from trainer.islands.exchange import Islands
 from trainer.keeping.folder import clean
 from trainer.keeping.snapshots import Snapshots
@@ -44,6 +45,7 @@ class MemorySaver:
         self._describe_run = describe_run
         self._environment = environment
         self._events = events
+        self._live: State = {}
 
     def settle(self) -> float:
         """Wait until the last snapshot is whole; seconds waited. Called after the last backward of
@@ -72,16 +74,22 @@ class MemorySaver:
             # The vote since then says that the first one is whole on every rank.
             snapshots.remove_older()
         optimizer = self._assembly.optimizer
-        state = live_tensors(self._assembly.weights, optimizer)
-        if self._islands is not None:
-            state |= self._islands.kept_tensors()
+        outer = {} if self._islands is None else self._islands.kept_tensors()
         snapshots.capture(
             step,
-            state,
+            {**self._live_parts(), **outer},
             self._describe_run(),
             late=lambda: copied_tensors(optimizer),
             loose=self._unsent.loose(),
         )
+
+    def _live_parts(self) -> State:
+        """This rank's parts of what it computes with, which changes in place. Looked up once: the
+        names of a large model take longer than beginning its snapshot."""
+        if not self._live:
+            live = live_tensors(self._assembly.weights, self._assembly.optimizer)
+            self._live = {name: local_part(tensor) for name, tensor in live.items()}
+        return self._live
 
     def _first_of_its_share(self) -> bool:
         """Whether this is the first rank of its run, or island, on its host."""

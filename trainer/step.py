@@ -91,13 +91,15 @@ def train_step(job: Job, work: StepWork) -> StepResult:
 
 def _vote(job: Job, step: int, parts: LossParts, *, heard_stop: bool, heard_save: bool) -> Verdict:
     layout = job.assembly.layout
+    # Before any number is read: the device goes from the backward to this without a pause.
+    squared_norm = job.assembly.gradients.squared_norm()
     return vote(
         Ballot(
             step=step,
             # Ranks that share every product have the same losses.
             loss_sum=float(parts.loss_sum) / layout.tp,
             aux_sum=float(parts.aux_sum) / layout.tp,
-            squared_norm=float(job.assembly.gradients.squared_norm()),
+            squared_norm=float(squared_norm),
             stop=job.listeners.should_stop(),
             save=job.saver.due_by_time(),
             expert_load=parts.expert_load / layout.tp,
@@ -145,6 +147,8 @@ def _result(
     moved = job.assembly.activations.take_movement()
     copies_s = 0.0 if moved is None else moved.exposed_s
     watch, replicas = job.stopwatch, job.assembly.replicas
+    # Before the marks are read: the device goes from the update to this without a pause.
+    exchanged = None if replicas is None else _exchanged(replicas, bytes_sent)
     return StepResult(
         verdict=verdict,
         decision=decision,
@@ -163,7 +167,7 @@ def _result(
         else IslandFigures(loss_gap=0.0, wait_s=islands_s, sent_bytes=sum(outer_bytes.values())),
         snapshot_wait_s=snapshot_wait_s,
         activations=moved,
-        exchanged=None if replicas is None else _exchanged(replicas, bytes_sent),
+        exchanged=exchanged,
     )
 
 
