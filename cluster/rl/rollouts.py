@@ -161,6 +161,22 @@ class Rollouts:
             self._empty.append(occupant.seat)
             self._looked_s = None
 
+    def add(self, seat: Seat) -> None:
+        """Have a worker in this seat too."""
+        self._empty.append(seat)
+        self._looked_s = None
+
+    def leave(self, seat: Seat) -> str:
+        """End the worker of a seat that is given up; its name, empty where nobody was there."""
+        for name, occupant in self._occupants.items():
+            if occupant.seat == seat:
+                self.dismiss(name)
+                break
+        else:
+            name = ""
+        self._empty.remove(seat)
+        return name
+
     def close(self) -> None:
         """End all at once."""
         for name in list(self._occupants):

@@ -15,12 +15,15 @@ from cluster.rewards.pool import RewardPool
 from cluster.rl.channel_store import start_store
 from cluster.rl.conducting import Conducting
 from cluster.rl.gauges import RewardGauges
+from cluster.rl.places import places_of
 from cluster.rl.rollout_worker import RolloutSpec
 from cluster.rl.rollouts import Rollouts, Seat
+from cluster.rl.seating import Seating
 from cluster.rl.turns import Parts
 from cluster.run import Run
 from trainer.config import JobConfig
 from trainer.rl.conducting.conductor import Conductor
+from trainer.rl.conducting.split import Places
 from trainer.rl.config import RolloutConfig
 from trainer.rl.tasks.build import build_task
 
@@ -59,15 +62,16 @@ def conducting(
     means: RolloutMeans,
     here: Node,
     project: str,
+    least_ranks: int,
 ) -> Iterator[Conducting]:
     """The conducting thread at work, with the processes that sample; all ended on leaving.
 
     The crew's first processes are ready. Raises RecipeError where the job's task is no good.
     """
     store = start_store(here)
-    seats = [*own_seats(crew.needs, means), *shared_seats(crew, means)]
+    own = own_seats(crew.needs, means)
     rollouts = Rollouts(
-        seats=seats,
+        seats=[*own, *shared_seats(crew, means)],
         group=group,
         find_node=lambda bundle: find_node(group, bundle),
         spec_of=lambda seat, name, host: spec_of(run.job, seat, name, host, crew.needs),
@@ -81,15 +85,22 @@ def conducting(
         return here.address, port
 
     reward = run.job.rl.reward
+    places = places_of(run.job, crew.needs, least_ranks=least_ranks)
     found = Conducting(
         Parts(
             folder=run.folder,
             rollouts=rollouts,
+            seating=Seating(
+                own,
+                ranks=crew.needs.workers,
+                make=lambda index, bundle: own_seat(index, bundle, means),
+                taken=means.colocated,
+            ),
             max_restarts=means.max_restarts,
             supervised_steps=run.job.rl.supervised_steps,
             open_store=open_store,
             open_rewards=(lambda: RewardPool(reward)) if reward.function else None,
-            conductor=lambda place, state: conductor_of(run.job, place, state),
+            conductor=lambda place, state: conductor_of(run.job, place, state, places),
         ),
         RewardGauges(run=run.job.run.name, project=project),
     )
@@ -102,7 +113,7 @@ def conducting(
 
 
 def conductor_of(
-    job: JobConfig, store: tuple[str, int], state: Mapping[str, Any] | None
+    job: JobConfig, store: tuple[str, int], state: Mapping[str, Any] | None, places: Places
 ) -> Conductor:
     """Who decides. Raises RecipeError or DataError where the task is no good."""
     # Its file is read here for its faults to be known at once; own tasks are imported where they
@@ -116,21 +127,25 @@ def conductor_of(
         last_version=job.train.steps - job.rl.supervised_steps,
         store=store,
         state=state,
+        places=places,
     )
 
 
 def own_seats(needs: Needs, means: RolloutMeans) -> list[Seat]:
     """Those with bundles of their own."""
-    return [
-        Seat(
-            index=index,
-            bundle=needs.first_rollout_bundle + index,
-            cpus=means.cpus,
-            gpus=means.gpus,
-            memory_bytes=means.memory_bytes,
-        )
-        for index in range(means.workers)
-    ]
+    first = needs.first_rollout_bundle
+    return [own_seat(index, first + index, means) for index in range(means.workers)]
+
+
+def own_seat(index: int, bundle: int, means: RolloutMeans) -> Seat:
+    """One whose bundle nobody shares."""
+    return Seat(
+        index=index,
+        bundle=bundle,
+        cpus=means.cpus,
+        gpus=means.gpus,
+        memory_bytes=means.memory_bytes,
+    )
 
 
 def shared_seats(crew: Crew, means: RolloutMeans) -> list[Seat]:

@@ -9,14 +9,17 @@ from typing import Any, TypeAlias
 import ray
 from ray.exceptions import RayError
 
+from cluster.beside import Wish
 from cluster.rewards.pool import RewardPool
 from cluster.rl.line import Line
 from cluster.rl.losses import Loss, exit_code_of, refusal, story
 from cluster.rl.rollouts import LostRollout, Rollouts
+from cluster.rl.seating import Moves, Seating
 from cluster.rl.state import write_state
 from trainer.errors import BraidError, ExitCode
 from trainer.rl.conducting.actions import Actions
 from trainer.rl.conducting.conductor import Conductor
+from trainer.rl.conducting.split import Split
 from trainer.rl.messages import Answered, FromTrainer, ToTrainer
 from trainer.run_folder import RunFolder, append_event
 
@@ -51,7 +54,16 @@ class Lost:
     """They failed, or ended."""
 
 
-News: TypeAlias = Began | Lost
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Ranks gave up places, or did not take them."""
+
+    bundles: tuple[int, ...]
+    refused: str
+    """Why they did not; empty where it is as was wished."""
+
+
+News: TypeAlias = Began | Lost | Given
 """What the main thread tells of the ranks that train."""
 
 
@@ -61,6 +73,7 @@ class Parts:
 
     folder: RunFolder
     rollouts: Rollouts
+    seating: Seating
     max_restarts: int
     supervised_steps: int
     open_store: Callable[[], tuple[str, int]]
@@ -82,12 +95,14 @@ class Turns:
         conductor: Conductor,
         rewards: RewardPool | None,
         warnings: deque[str],
+        wishes: deque[Wish],
         clock: Callable[[], float],
     ) -> None:
         self._parts = parts
         self._conductor = conductor
         self._rewards = rewards
         self._warnings = warnings
+        self._wishes = wishes
         self._clock = clock
         self._trainer: Line[ToTrainer, FromTrainer] | None = None
         self._losses: list[Loss] = []
@@ -99,6 +114,11 @@ class Turns:
         for one in news:
             if isinstance(one, Began):
                 self._trainer = Line(one.first, one.generation)
+            elif isinstance(one, Given):
+                self._move(self._parts.seating.given(one.bundles, refused=bool(one.refused)))
+                if one.refused:
+                    self._warnings.append(f"the split stays as it is: {one.refused}")
+                    self._act(self._conductor.split_refused(one.refused, self._clock()))
             else:
                 self._trainer = None
                 self._act(self._conductor.trainers_lost(self._clock()))
@@ -208,9 +228,25 @@ class Turns:
         for request in actions.rewards:
             assert self._rewards is not None
             self._rewards.submit(request)
+        if actions.split is not None:
+            self._change(actions.split)
         told = {event.get("worker"): event.get("cause") for event in actions.events}
         for name in actions.replace:
             self._replace(name, str(told.get(name)))
+
+    def _change(self, split: Split) -> None:
+        """Begin to have this split: what sampling gives up is left before ranks are told of it."""
+        moves = self._parts.seating.change(split)
+        self._move(moves)
+        if moves.ranks is not None:
+            self._wishes.append(Wish(ranks=moves.ranks, bundles=moves.for_ranks))
+
+    def _move(self, moves: Moves) -> None:
+        left = [self._parts.rollouts.leave(seat) for seat in moves.leave]
+        for seat in moves.fill:
+            self._parts.rollouts.add(seat)
+        for name in left:
+            self._act(self._conductor.rollout_retired(name, self._clock()))
 
     def _replace(self, name: str, reason: str) -> None:
         """End a worker that the conductor counts as lost already."""
