@@ -4,7 +4,8 @@ Guarantees, each asserted in tests/trainer/rl/conducting/test_resizing.py:
 - advice and changes come from a window of steps, at most one per window, and none while a change is
   under way or somebody is missing; the same advice is given once;
 - a change is asked for only between splits that the layout and the places allow, where it should
-  save a tenth of a step, and in the rest of the run more than it costs;
+  save a tenth of a step, can still be measured, and saves in the rest of the run more than the last
+  change took;
 - what was changed is measured, and told beside what was predicted;
 - no split is chosen twice. One that made steps longer by a tenth is left for the one before, once;
 - places that nobody has are taken only as far as they shorten the step.
@@ -16,14 +17,14 @@ from typing import Any, Literal
 
 from trainer.rl.conducting.actions import Draft
 from trainer.rl.conducting.split import Places, Split
-from trainer.rl.conducting.window import Measured, Window
+from trainer.rl.conducting.window import STEPS, Measured, Window
 from trainer.rl.config import RolloutConfig
 from trainer.rl.sizing import RoleTime, Sizing, size_roles
 
 _LEAST_GAIN = 0.1
 
-WORTH_S = 10.0
-"""Seconds that a change must save in the rest of the run: what it costs itself, about."""
+WORTH_S = 5.0
+"""Seconds that the first change must save in the rest of the run."""
 
 _TRAINERS, _WORKERS = "trainers", "rollout workers"
 
@@ -61,6 +62,7 @@ class Resizing:
         self._asked: dict[str, Any] = {}
         self._been = {self._split}
         self._before: tuple[Split, float] | None = None
+        self._worth_s = WORTH_S
 
     @property
     def workers(self) -> int:
@@ -99,6 +101,7 @@ class Resizing:
             return
         took_s = now_s - self._asked.pop("asked_s")
         draft.event("resized", step, **self._asked, seconds=took_s)
+        self._worth_s = max(WORTH_S, took_s)
         self._split, self._target = present, None
         self._been.add(present)
         self._window.begin()
@@ -147,7 +150,7 @@ class Resizing:
         self, before: tuple[Split, float], measured: Measured, at: Moment, draft: Draft
     ) -> None:
         split, step_s = before
-        if (measured.step_s - step_s) * at.steps_left < WORTH_S:
+        if not self._is_worth(measured.step_s - step_s, at):
             return
         cause = f"a step took {step_s:.3g} s with {split}, and takes {measured.step_s:.3g} s now"
         self._ask(split, step_s, measured.step_s, cause, at, draft)
@@ -165,12 +168,16 @@ class Resizing:
             places=places.total,
         )
         split = self._without_waste(measured, found)
-        saved_s = (found.present_s - found.step_s) * at.steps_left
-        if not found.advised or split in self._been or saved_s < WORTH_S:
+        if not found.advised or split in self._been:
+            return False
+        if not self._is_worth(found.present_s - found.step_s, at):
             return False
         self._before = (present, measured.step_s)
         self._ask(split, found.step_s, found.present_s, found.sentence, at, draft)
         return True
+
+    def _is_worth(self, saved_s: float, at: Moment) -> bool:
+        return at.steps_left > STEPS and saved_s * at.steps_left >= self._worth_s
 
     def _ask(
         self,
@@ -239,7 +246,7 @@ class Resizing:
             return {"not_applied": "the run has had this split, and does not go back and forth"}
         if self._places.fixed:
             return {"not_applied": self._places.fixed}
-        return {"not_applied": f"the rest of the run would gain less than {WORTH_S:g} s"}
+        return {"not_applied": "the rest of the run would gain too little"}
 
 
 def _sized(

@@ -129,9 +129,17 @@ def test_nothing_is_changed_while_somebody_is_missing():
 
 
 def test_a_change_saves_in_the_rest_of_the_run_more_than_it_costs():
-    assert Run(places(), last=10 + int(WORTH_S) - 1).window(1.0, 3.0).asked == []
-    late = Run(places(), last=10 + int(WORTH_S)).window(1.0, 3.0)
-    assert late.asked == [split(2, 6)]
+    assert Run(places(), last=20).window(100.0, 300.0).asked == [], "it could not be measured"
+    enough = 10 + int(WORTH_S / 0.25)
+    assert Run(places(), last=enough - 1).window(0.25, 0.75).asked == []
+    assert Run(places(), last=enough).window(0.25, 0.75).asked == [split(2, 6)]
+    run = Run(places(), last=1000).window(0.25, 0.75)
+    run.now_s += 600.0
+    run.reach(split(2, 6)).window(0.5, 0.5).window(2.5, 0.25)
+    assert run.asked[1:] == [split(6, 2)], "that change took ten minutes, and this one gains more"
+    slow = Run(places(), last=200).window(0.25, 0.75)
+    slow.now_s += 600.0
+    assert slow.reach(split(2, 6)).window(0.5, 0.5).window(2.5, 0.25).asked[1:] == []
 
 
 def test_the_run_never_goes_back_and_forth():
