@@ -13,8 +13,8 @@ from trainer.config import JobConfig
 from trainer.rl.conducting.split import Places, Split
 
 
-def places_of(job: JobConfig, needs: Needs, *, least_ranks: int) -> Places:
-    """Of a run that begins with `needs`."""
+def places_of(job: JobConfig, needs: Needs, *, least_ranks: int, spare: int = 0) -> Places:
+    """Of a run that begins with `needs`, and may have `spare` workers more."""
     now = Split(trainers=needs.workers, workers=needs.rollouts)
     total = now.trainers + now.workers
     fixed = _fixed(job, needs)
@@ -26,6 +26,7 @@ def places_of(job: JobConfig, needs: Needs, *, least_ranks: int) -> Places:
         trainer_sizes=tuple(sizes),
         most_trainers=total - 1 if to_ranks else now.trainers,
         most_workers=total - 1 if to_workers else now.workers,
+        spare=spare,
         fixed=fixed or _too_small(needs, to_ranks=to_ranks, to_workers=to_workers),
     )
 

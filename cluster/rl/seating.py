@@ -4,13 +4,14 @@ Guarantees, each asserted in tests/cluster/rl/test_seating.py:
 - a place belongs to a rank or to sampling, never to both: what is given up for ranks is left first;
 - as many sample as is wanted, as soon as there are places;
 - places that ranks had go back to ranks first, and places of the reserve are left before one's own;
+- places of the reserve, which may not be there, are never left to ranks;
 - a place that is had again keeps its seat, and so its log.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cluster.rl.rollouts import Seat
+from cluster.rl.seat import Seat
 from trainer.rl.conducting.split import Split
 
 
@@ -36,16 +37,17 @@ class Seating:
         *,
         ranks: int,
         make: Callable[[int, int], Seat],
+        reserve: Sequence[Seat] = (),
         taken: int = 0,
     ) -> None:
-        """`seats` are filled, `ranks` train, `make` makes the seat with an index in a bundle.
-        Indices from `len(seats)` to `taken` more are others'."""
+        """`seats` are filled and `reserve` may be, `ranks` train, `make` makes the seat with an
+        index in a bundle. Indices up to `taken` are had by these and by others."""
         self._used = list(seats)
-        self._free: list[Seat] = []
+        self._free = list(reserve)
         self._by_bundle = {seat.bundle: seat for seat in seats}
         self._own = frozenset(self._by_bundle)
         self._make = make
-        self._next_index = len(seats) + taken
+        self._next_index = taken
         self._ranks = ranks
         self._wanted = len(seats)
         self._before: tuple[int, int] | None = None
@@ -56,12 +58,15 @@ class Seating:
         more = split.trainers - self._ranks
         self._ranks, self._wanted = split.trainers, split.workers
         leave = self._leave(len(self._used) - split.workers)
+        lacking = more - sum(not seat.spare for seat in self._free)
+        leave += self._leave(lacking, but_spare=True)
         for_ranks = self._for_ranks(more)
         ranks = split.trainers if more else None
         return Moves(leave=leave, fill=self._fill(), ranks=ranks, for_ranks=for_ranks)
 
     def given(self, bundles: Sequence[int], *, refused: bool) -> Moves:
-        """Ranks gave up these places, or did not take them: then the split is as before."""
+        """Ranks gave up these places, or what was wished was refused: then the split is as before,
+        and they have taken none."""
         if refused and self._before is not None:
             self._ranks, self._wanted = self._before
         for bundle in bundles:
@@ -71,18 +76,18 @@ class Seating:
                 self._next_index += 1
                 self._by_bundle[bundle] = seat
             self._free.append(seat)
-        return Moves(fill=self._fill())
+        return Moves(leave=self._leave(len(self._used) - self._wanted), fill=self._fill())
 
-    def _leave(self, count: int) -> tuple[Seat, ...]:
-        """Of the places in use, those of ranks first."""
-        order = sorted(self._used, key=lambda seat: (seat.bundle in self._own, -seat.index))
-        left = tuple(order[: max(0, count)])
+    def _leave(self, count: int, *, but_spare: bool = False) -> tuple[Seat, ...]:
+        """Of the places in use, those of the reserve first, then those of ranks."""
+        order = sorted(self._used, key=self._order, reverse=True)
+        left = tuple([s for s in order if not (but_spare and s.spare)][: max(0, count)])
         self._used = [seat for seat in self._used if seat not in left]
         self._free += left
         return left
 
     def _for_ranks(self, count: int) -> tuple[int, ...]:
-        order = sorted(self._free, key=lambda seat: (seat.bundle in self._own, -seat.index))
+        order = sorted((s for s in self._free if not s.spare), key=self._order, reverse=True)
         given = order[: max(0, count)]
         self._free = [seat for seat in self._free if seat not in given]
         return tuple(seat.bundle for seat in given)
@@ -90,8 +95,11 @@ class Seating:
     def _fill(self) -> tuple[Seat, ...]:
         """Use free places, one's own first, while fewer sample than is wanted."""
         room = max(0, self._wanted - len(self._used))
-        order = sorted(self._free, key=lambda seat: (seat.bundle not in self._own, seat.index))
-        filled = tuple(order[:room])
+        filled = tuple(sorted(self._free, key=self._order)[:room])
         self._free = [seat for seat in self._free if seat not in filled]
         self._used += filled
         return filled
+
+    def _order(self, seat: Seat) -> tuple[bool, bool, int]:
+        """Places of one's own, then those of ranks, then those of the reserve."""
+        return seat.spare, seat.bundle not in self._own, seat.index

@@ -9,15 +9,16 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from cluster.crew import Crew
-from cluster.placement import nodes_of_bundles
-from cluster.preflight import GIB, Needs, Node, living_nodes
+from cluster.preflight import GIB, Needs, Node
 from cluster.rewards.pool import RewardPool
 from cluster.rl.channel_store import start_store
 from cluster.rl.conducting import Conducting
 from cluster.rl.gauges import RewardGauges
 from cluster.rl.places import places_of
+from cluster.rl.reserve import Reserve, place_in
 from cluster.rl.rollout_worker import RolloutSpec
-from cluster.rl.rollouts import Rollouts, Seat
+from cluster.rl.rollouts import Rollouts
+from cluster.rl.seat import Seat
 from cluster.rl.seating import Seating
 from cluster.rl.turns import Parts
 from cluster.run import Run
@@ -34,6 +35,7 @@ class RolloutMeans:
 
     workers: int
     colocated: int
+    spare: int
     cpus: float
     gpus: float
     memory_bytes: int
@@ -46,6 +48,7 @@ def rollout_means(config: RolloutConfig, start_limit_s: float) -> RolloutMeans:
     return RolloutMeans(
         workers=config.workers,
         colocated=config.colocated_workers,
+        spare=config.spare_workers,
         cpus=config.cpus_per_worker,
         gpus=config.gpus_per_worker,
         memory_bytes=int(config.memory_per_worker_gib * GIB),
@@ -69,11 +72,12 @@ def conducting(
     The crew's first processes are ready. Raises RecipeError where the job's task is no good.
     """
     store = start_store(here)
-    own = own_seats(crew.needs, means)
+    reserve = Reserve(f"{run.job.run.name}-spare", crew.needs.rollout_bundle())
+    own, shared, spare = own_seats(crew.needs, means), shared_seats(crew, means), spare_seats(means)
     rollouts = Rollouts(
-        seats=[*own, *shared_seats(crew, means)],
-        group=group,
-        find_node=lambda bundle: find_node(group, bundle),
+        seats=[*own, *shared],
+        find_place=lambda s: reserve.find(s.index) if s.spare else place_in(group, s.bundle),
+        release=lambda seat: reserve.release(seat.index),
         spec_of=lambda seat, name, host: spec_of(run.job, seat, name, host, crew.needs),
         folder=run.folder,
         work=run.rollout_work,
@@ -85,7 +89,7 @@ def conducting(
         return here.address, port
 
     reward = run.job.rl.reward
-    places = places_of(run.job, crew.needs, least_ranks=least_ranks)
+    places = places_of(run.job, crew.needs, least_ranks=least_ranks, spare=means.spare)
     found = Conducting(
         Parts(
             folder=run.folder,
@@ -94,7 +98,8 @@ def conducting(
                 own,
                 ranks=crew.needs.workers,
                 make=lambda index, bundle: own_seat(index, bundle, means),
-                taken=means.colocated,
+                reserve=spare,
+                taken=len(own) + len(shared) + len(spare),
             ),
             max_restarts=means.max_restarts,
             supervised_steps=run.job.rl.supervised_steps,
@@ -109,6 +114,7 @@ def conducting(
         yield found
     finally:
         found.close()
+        reserve.close()
         ray.kill(store, no_restart=True)
 
 
@@ -137,7 +143,13 @@ def own_seats(needs: Needs, means: RolloutMeans) -> list[Seat]:
     return [own_seat(index, first + index, means) for index in range(means.workers)]
 
 
-def own_seat(index: int, bundle: int, means: RolloutMeans) -> Seat:
+def spare_seats(means: RolloutMeans) -> list[Seat]:
+    """Those in room that is not reserved."""
+    first = means.workers + means.colocated
+    return [own_seat(first + index, -1, means, spare=True) for index in range(means.spare)]
+
+
+def own_seat(index: int, bundle: int, means: RolloutMeans, *, spare: bool = False) -> Seat:
     """One whose bundle nobody shares."""
     return Seat(
         index=index,
@@ -145,6 +157,7 @@ def own_seat(index: int, bundle: int, means: RolloutMeans) -> Seat:
         cpus=means.cpus,
         gpus=means.gpus,
         memory_bytes=means.memory_bytes,
+        spare=spare,
     )
 
 
@@ -180,9 +193,3 @@ def spec_of(job: JobConfig, seat: Seat, name: str, host: str, needs: Needs) -> R
         threads=max(1, int(seat.cpus or needs.cpus)),
         devices=seat.devices,
     )
-
-
-def find_node(group: PlacementGroup, bundle: int) -> Node | None:
-    """Where a bundle is; None while it has no place."""
-    node_id = nodes_of_bundles(group).get(bundle)
-    return next((n for n in living_nodes(ray.nodes()) if n.node_id == node_id), None)

@@ -31,6 +31,9 @@ _REWARDING_TURN_S = 0.01
 
 _TICK_S = 0.5
 
+_ROOM_S = 10.0
+"""In which the cluster must have found room for workers beyond those that were reserved."""
+
 
 class RolloutsLostError(BraidError):
     """Workers that sample were lost and are not replaced any more."""
@@ -108,6 +111,7 @@ class Turns:
         self._losses: list[Loss] = []
         self._answered = 0
         self._ticked_s = clock()
+        self._asked_s = clock()
 
     def hear(self, news: Sequence[News]) -> None:
         """Take in what became of the ranks that train."""
@@ -115,10 +119,7 @@ class Turns:
             if isinstance(one, Began):
                 self._trainer = Line(one.first, one.generation)
             elif isinstance(one, Given):
-                self._move(self._parts.seating.given(one.bundles, refused=bool(one.refused)))
-                if one.refused:
-                    self._warnings.append(f"the split stays as it is: {one.refused}")
-                    self._act(self._conductor.split_refused(one.refused, self._clock()))
+                self._take_places(one)
             else:
                 self._trainer = None
                 self._act(self._conductor.trainers_lost(self._clock()))
@@ -139,6 +140,7 @@ class Turns:
         if now_s - self._ticked_s >= _TICK_S:
             self._ticked_s = now_s
             self._act(self._conductor.tick(now_s))
+            self._give_up_on_room(now_s)
 
     def end(self) -> None:
         """Keep what was answered since the last step's batch left."""
@@ -236,10 +238,24 @@ class Turns:
 
     def _change(self, split: Split) -> None:
         """Begin to have this split: what sampling gives up is left before ranks are told of it."""
+        self._asked_s = self._clock()
         moves = self._parts.seating.change(split)
         self._move(moves)
         if moves.ranks is not None:
             self._wishes.append(Wish(ranks=moves.ranks, bundles=moves.for_ranks))
+
+    def _take_places(self, given: Given) -> None:
+        """What ranks left is for sampling; where they refused, things are as before."""
+        self._move(self._parts.seating.given(given.bundles, refused=bool(given.refused)))
+        if given.refused:
+            self._warnings.append(f"the split stays as it is: {given.refused}")
+            self._act(self._conductor.split_refused(given.refused, self._clock()))
+
+    def _give_up_on_room(self, now_s: float) -> None:
+        missing = len(self._parts.rollouts.without_place())
+        if missing and now_s - self._asked_s > _ROOM_S:
+            told = f"the cluster has no room for {missing} more that sample (rollout.spare_workers)"
+            self._take_places(Given(bundles=(), refused=told))
 
     def _move(self, moves: Moves) -> None:
         left = [self._parts.rollouts.leave(seat) for seat in moves.leave]

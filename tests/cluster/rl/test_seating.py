@@ -1,8 +1,10 @@
 """The guarantees of cluster/rl/seating.py."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
-from cluster.rl.rollouts import Seat
+from cluster.rl.seat import Seat
 from cluster.rl.seating import Moves, Seating
 from trainer.rl.conducting.split import Split
 
@@ -15,9 +17,9 @@ def seat(index: int, bundle: int) -> Seat:
     return Seat(index=index, bundle=bundle, cpus=1, gpus=0, memory_bytes=0)
 
 
-def seating() -> Seating:
+def seating(reserve: Sequence[Seat] = ()) -> Seating:
     seats = [seat(index, bundle) for index, bundle in enumerate(OWN)]
-    return Seating(seats, ranks=RANKS, make=seat, taken=1)
+    return Seating(seats, ranks=RANKS, make=seat, reserve=reserve, taken=3)
 
 
 def split(trainers: int, workers: int) -> Split:
@@ -59,6 +61,20 @@ def test_workers_change_alone_without_a_word_to_the_ranks() -> None:
     assert (bundles(moves.fill), moves.ranks) == ([4], None)
 
 
+def test_the_reserve_is_taken_last_left_first_and_never_by_ranks() -> None:
+    spare = [replace(seat(2 + n, -1), spare=True) for n in range(2)]
+    made = seating(spare)
+    moves = made.change(split(RANKS, 4))
+    assert moves == Moves(fill=tuple(spare))
+    # Where there is no room for it, things are as they were.
+    assert made.given([], refused=True).leave == (spare[1], spare[0])
+    assert made.change(split(RANKS, 3)).fill == (spare[0],)
+    moves = made.change(split(RANKS + 1, 1))
+    assert (moves.leave[0], bundles(moves.leave[1:]), moves.for_ranks) == (spare[0], [4], (4,))
+    moves = seating(spare[:1]).change(split(RANKS + 1, 2))
+    assert (bundles(moves.leave), moves.fill, moves.for_ranks) == ([4], (spare[0],), (4,))
+
+
 def test_no_place_is_ever_had_by_two_and_as_many_sample_as_is_wanted() -> None:
     chance = random.Random(0)
     made = seating()
@@ -71,15 +87,16 @@ def test_no_place_is_ever_had_by_two_and_as_many_sample_as_is_wanted() -> None:
         sampling -= set(bundles(moves.leave))
         assert not sampling & set(moves.for_ranks)
         if chance.random() < 0.2 and moves.for_ranks:
-            fill = made.given(moves.for_ranks, refused=True).fill
+            then = made.given(moves.for_ranks, refused=True)
             ranks = before
         else:
             ranks |= set(moves.for_ranks)
             left = sorted(ranks)[wanted.trainers :]
             ranks -= set(left)
-            fill = made.given(left, refused=False).fill
+            then = made.given(left, refused=False)
             assert len(ranks) == wanted.trainers
-        now = [*sampling, *bundles(moves.fill), *bundles(fill)]
+        sampling |= set(bundles(moves.fill))
+        now = [*(sampling - set(bundles(then.leave))), *bundles(then.fill)]
         assert len(now) == len(set(now))
         sampling = set(now)
         assert not sampling & ranks

@@ -159,7 +159,7 @@ class Resizing:
         """Ask for the best split that can be had; False where there is nothing to ask for."""
         if not self._applies or self._places is None:
             return False
-        places = self._places
+        places, ranks = self._places, present.trainers
         found = _sized(
             measured,
             present,
@@ -167,6 +167,17 @@ class Resizing:
             worker_sizes=range(1, places.most_workers + 1),
             places=places.total,
         )
+        most = places.total - ranks + places.spare
+        alone = _sized(
+            measured,
+            present,
+            trainer_sizes=[ranks],
+            worker_sizes=range(1, most + 1),
+            places=ranks + most,
+        )
+        # Ranks that stay need not stop for it.
+        if places.spare and alone.step_s <= found.step_s * (1.0 + _LEAST_GAIN):
+            found = alone
         split = self._without_waste(measured, found)
         if not found.advised or split in self._been:
             return False
@@ -205,7 +216,7 @@ class Resizing:
         """Of places that the run does not have yet, no more than the step's time needs."""
         assert self._places is not None
         split = Split(trainers=found.ranks[_TRAINERS], workers=found.ranks[_WORKERS])
-        own = self._places.total - self._places.spare - split.trainers
+        own = self._places.total - split.trainers
         enough = next(
             n for n in range(1, split.workers + 1) if measured.sampled_s / n <= found.step_s + 1e-12
         )

@@ -24,16 +24,18 @@ class Places:
     """Numbers of ranks that the layout allows, up to all places."""
 
     most_trainers: int
-    """For which places can be had without asking the user."""
+    """For which there are places, where workers give up theirs."""
 
     most_workers: int
+    """For which there are places, where ranks give up theirs."""
+
     spare: int = 0
-    """Places for workers that sample beyond those of `now`, taken where it helps."""
+    """Places for workers beyond those of `now`, which may not be there when they are wanted."""
 
     fixed: str = ""
     """What keeps places from changing hands; empty where nothing does."""
 
     @property
     def total(self) -> int:
-        """All places."""
-        return self.now.trainers + self.now.workers + self.spare
+        """Places that are there."""
+        return self.now.trainers + self.now.workers

@@ -176,9 +176,11 @@ def test_what_was_refused_is_not_asked_for_again():
 
 
 def test_places_that_nobody_has_are_taken_as_far_as_they_help():
-    run = Run(places(1, 1, sizes=(1,), most=(1, 8), spare=7)).window(1.0, 3.0)
-    assert run.asked == [split(1, 3)]
-    assert Run(places(1, 1, sizes=(1,), most=(1, 8), spare=7)).window(3.0, 1.0).asked == []
+    few = places(1, 1, sizes=(1,), most=(1, 1), spare=7)
+    assert Run(few).window(1.0, 3.0).asked == [split(1, 3)]
+    assert Run(few).window(3.0, 1.0).asked == []
+    assert Run(places(spare=1)).window(1.0, 3.0).asked == [split(2, 6)], "4 + 5 is slower by far"
+    assert Run(places(spare=4)).window(1.0, 2.0).asked == [split(4, 8)], "ranks need not stop"
 
 
 def test_workers_in_the_places_of_ranks_are_not_measured():
