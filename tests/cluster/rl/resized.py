@@ -1,6 +1,7 @@
-"""Ranks and workers that tell how long they were busy, so that a run changes its split twice.
+"""Ranks and workers that tell how long they were busy, so that a run changes its split.
 
-First sampling has most work, then training. What is told is in units of which 50 make a second.
+First sampling has most work; a second set of ranks, if it is one rank, then has more in training.
+What is told is in units of which 50 make a second.
 """
 
 import time
@@ -30,8 +31,11 @@ PER_S = 50.0
 PROMPT = 2.0
 """Of a worker, for each prompt."""
 
-LIGHT, HEAVY = 2.0, 18.0
-"""Of all ranks together, for each step."""
+LIGHT, ALONE, HEAVY = 2.0, 2.5, 18.0
+"""Of all ranks together, for each step; `ALONE` is that of a run that begins with one rank."""
+
+ALONE_STEPS = 12
+"""Of a run that begins with one rank, after which it waits for others to sample."""
 
 TURN_STEPS = 13
 """Of the second set of ranks, after which training has most work."""
@@ -72,9 +76,9 @@ def train_by_turns(spec: RankSpec, control: RankControl) -> Outcome:
             control.post.outbox.put(Published(version=version, sent_bytes=0, seconds={}))
         if isinstance(message, TrainOn):
             waiting.append(message)
-        if waiting and workers == PLACES - ranks:
-            heavy = ranks == 3 or (ranks == 1 and version - begin >= TURN_STEPS)
-            busy = (HEAVY if heavy else LIGHT) / ranks
+        alone = ranks == 1 and not begin and version < ALONE_STEPS
+        if waiting and (alone or workers == PLACES - ranks):
+            busy = _work(ranks, begin, version) / ranks
             time.sleep(busy / PER_S)
             assert waiting[0].version == version
             commit(control, folder, waiting.popleft(), last=last, trained_s=busy)
@@ -83,6 +87,13 @@ def train_by_turns(spec: RankSpec, control: RankControl) -> Outcome:
             version = last
     kind = "finished" if version == last else "regrouped"
     return Outcome(kind=kind, step=version, checkpoint=None)
+
+
+def _work(ranks: int, begin: int, version: int) -> float:
+    if ranks == 1 and not begin:
+        return ALONE
+    heavy = ranks == 3 or (ranks == 1 and version - begin >= TURN_STEPS)
+    return HEAVY if heavy else LIGHT
 
 
 def _ranks(spec: RankSpec) -> int:
