@@ -1,8 +1,19 @@
 """What a run does beside its ranks, in a thread of the driver."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.view import RunView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """That another number of ranks goes on."""
+
+    ranks: int
+    bundles: tuple[int, ...] = ()
+    """Places, in the run's placement group, that are given up for it."""
 
 
 class Beside(Protocol):
@@ -20,6 +31,12 @@ class Beside(Protocol):
     def check(self, view: RunView) -> None:
         """Show what there is to say. Raises what ended it."""
 
+    def wish(self) -> Wish | None:
+        """What it wishes since it was last asked."""
+
+    def given(self, bundles: Sequence[int], refused: str) -> None:
+        """These places are its own from now on; `refused` is why its wish cannot be had, if so."""
+
 
 class Nothing:
     """Of a run that only trains."""
@@ -34,4 +51,11 @@ class Nothing:
         """See `Beside`."""
 
     def check(self, view: RunView) -> None:
+        """See `Beside`."""
+
+    def wish(self) -> Wish | None:
+        """See `Beside`."""
+        return None
+
+    def given(self, bundles: Sequence[int], refused: str) -> None:
         """See `Beside`."""

@@ -64,8 +64,8 @@ class Controller:
     """Called a few times a second; waits for nothing. Raises what ended a process that is none of
     the ranks."""
 
-    more_ranks: Callable[[], bool]
-    """Whether a larger set of ranks is ready to go on; asked often, acts once."""
+    other_ranks: Callable[[], bool]
+    """Whether another number of ranks is ready to go on; asked often, acts once."""
 
     clock: Callable[[], float] = time.monotonic
 
@@ -106,7 +106,7 @@ class Controller:
             self._watch_deadlines()
             self._watch_stop()
             self.on_poll()
-            self._watch_growth()
+            self._watch_number()
             self._urgent = self.group.pause(POLL_S)
 
     def _ask_if_due(self) -> Answers:
@@ -244,9 +244,9 @@ class Controller:
             )
             raise WorkersFailed([self._blame(rank, error)])
 
-    def _watch_growth(self) -> None:
-        """Have the ranks leave at a step that is in memory once more of them could go on."""
-        if self._stopping_s is None and not self._regrouping and self.more_ranks():
+    def _watch_number(self) -> None:
+        """Have the ranks leave at a step that is in memory once another number could go on."""
+        if self._stopping_s is None and not self._regrouping and self.other_ranks():
             self._regrouping = True
             self.group.request_regroup()
 

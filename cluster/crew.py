@@ -52,6 +52,7 @@ class Crew:
         self._starts: dict[int, _Start] = {}
         self._visible: dict[str, list[str]] = {}
         self._started = 0
+        self._places = set(range(needs.first_rollout_bundle))
 
     @property
     def ready(self) -> list[Member]:
@@ -78,7 +79,7 @@ class Crew:
         actor = ray.remote(max_restarts=0, max_task_retries=0)(TrainWorker)
         self._actors[member.number] = actor.options(
             max_concurrency=_THREADS,
-            num_cpus=self.needs.cpus if bundle is None or bundle < self.needs.workers else 0,
+            num_cpus=0 if self._is_spare(bundle) else self.needs.cpus,
             num_gpus=self.needs.gpus,
             memory=self.needs.memory_bytes or None,
             scheduling_strategy=self._strategy(member),
@@ -86,6 +87,11 @@ class Crew:
         self._members[member.number] = member
         self._starts[member.number] = _Start(asked=self._actors[member.number].devices.remote())
         return member
+
+    def _is_spare(self, bundle: int | None) -> bool:
+        """Whether a place is for a process that waits."""
+        needs = self.needs
+        return bundle is not None and needs.workers <= bundle < needs.first_rollout_bundle
 
     def _strategy(
         self, member: Member
@@ -161,8 +167,16 @@ class Crew:
         return {
             bundle: node
             for bundle, node in nodes_of_bundles(self._group).items()
-            if bundle < self.needs.first_rollout_bundle and bundle not in taken
+            if bundle in self._places and bundle not in taken
         }
+
+    def take_place(self, bundle: int) -> None:
+        """Have a place in the placement group that another kind of process had."""
+        self._places.add(bundle)
+
+    def leave_place(self, bundle: int) -> None:
+        """Leave a place, which has no process, to another kind."""
+        self._places.discard(bundle)
 
     def dismiss(self, member: Member) -> None:
         """End one process at once, whatever it does."""

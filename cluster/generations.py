@@ -28,6 +28,7 @@ from cluster.recovery.shrink import largest_job
 from cluster.replicas import Replicas, open_replicas
 from cluster.run import Run
 from cluster.run_info import write_run_info
+from cluster.sharing import Sharing
 from cluster.signals import StopSignals
 from cluster.specs import specs_of
 from cluster.staffing import Staffing, open_staffing
@@ -70,6 +71,7 @@ class Generations:
     _idle: IdleWatch = field(default_factory=lambda: IdleWatch(time.monotonic), init=False)
     _rest_s: float = field(default=float("inf"), init=False)
     _staffing: Staffing = field(init=False)
+    _sharing: Sharing = field(init=False)
     _replicas: Replicas = field(init=False)
     _islands: GoingIslands = field(init=False)
     _losses: Losses = field(init=False)
@@ -85,6 +87,7 @@ class Generations:
         self._staffing = open_staffing(
             self.crew, self.means, view=self.view, events=self.run.folder.events
         )
+        self._sharing = Sharing(self.crew, self._staffing, self.beside, self.means.starting_s)
         self._replicas = open_replicas(self.run, share=self.means.replica_share)
         self._islands = GoingIslands(self.run.job.parallel.island)
         self._losses = Losses(
@@ -168,30 +171,29 @@ class Generations:
             watching=watching,
             on_step=self._step,
             on_poll=self._tend,
-            more_ranks=lambda: self._more_than(len(places)),
+            other_ranks=lambda: self._others_than(len(places)),
         )
         try:
             return controller.supervise()
         finally:
             self.phases.current = controller.phase
 
-    def _more_than(self, ranks: int) -> bool:
-        """Whether more ranks than these could go on; looks for room while they train."""
+    def _others_than(self, ranks: int) -> bool:
+        """Whether another number of ranks shall go on; looks for room for more while they train."""
         if self.run.job.parallel.island != 1:
             return False  # Islands stop at steps of their own.
-        ready = self._staffing.grow(
-            ranks=ranks, wanted=self.means.needs.workers, rest_s=self._rest_s
-        )
-        return (
-            ready > ranks
-            and largest_job(self._job(), at_most=ready, at_least=ranks + 1) is not None
-        )
+        return self._sharing.others_ready(ranks, self._job, rest_s=self._rest_s)
 
     def _regroup(self, before: Roster) -> tuple[Roster, JobConfig]:
-        """More ranks go on, without a fault."""
+        """Another number of ranks goes on, without a fault."""
         job, ranks = self._await_enough(before)
+        return self._next(self.crew.ready, before, ranks), job
+
+    def _next(self, going: Sequence[Member], before: Roster, ranks: int) -> Roster:
         self._tell_change(before, ranks)
-        return next_roster(self.crew.ready, before, ranks), job
+        roster = next_roster(going, before, ranks)
+        self._sharing.settle(roster)
+        return roster
 
     def _tell_change(self, before: Roster, ranks: int) -> None:
         if ranks == len(before.members):
@@ -230,8 +232,7 @@ class Generations:
         going = self._islands.settle(
             before, lost, self.crew.ready, job=job, ranks=ranks, host_lost=self._staffing.is_lost
         )
-        self._tell_change(before, ranks)
-        return next_roster(going, before, ranks), job
+        return self._next(going, before, ranks), job
 
     def _step(self, record: dict[str, Any]) -> None:
         self._rest_s = float(record["eta_s"])
@@ -243,6 +244,7 @@ class Generations:
     def _tend(self) -> None:
         """Have spares made ready, and those replaced that died; waits for nothing."""
         self.beside.check(self.view)
+        self._sharing.listen()
         self._telling.poll()
         self._staffing.advance(timeout_s=0.0)
         spares = [m for m in self.crew.ready if m.number not in self._working]
@@ -259,7 +261,7 @@ class Generations:
 
     def _await_enough(self, before: Roster) -> tuple[JobConfig, int]:
         """Wait for processes that are starting, while they may still make the run whole again."""
-        wanted = self.means.needs.workers
+        wanted = self._sharing.wanted
         began_s = time.monotonic()
         waiting = self.phases.begin("starting", deadline_s=self.means.starting_s)
         while True:

@@ -154,6 +154,7 @@ def conduct(run: Run, *, phases: Phases, view: RunView, stop: StopSignals) -> Ou
                             settings.rollouts,
                             node_of_driver(nodes),
                             settings.project,
+                            settings.means.min_workers,
                         )
                     )
                 return Generations(

@@ -58,14 +58,16 @@ def run_steps(job: Job) -> str:
     for step in job.remaining_steps():
         verdict, ended_s = run_step(job, step, ended_s=ended_s)
         job.ledger.enter("save")
-        if job.saver.is_due(step, by_time=verdict.save):
+        # A host that has no rank afterwards takes its snapshots with it.
+        by_time = verdict.save or (verdict.regroup and job.links is not None)
+        if job.saver.is_due(step, by_time=by_time):
             publish_rest(job)
-        job.saver.save_if_due(step, by_time=verdict.save)
+        job.saver.save_if_due(step, by_time=by_time)
         job.memory.save_if_due(step)
         job.listeners.status.enter("training", step)
         if verdict.stop and step < job.rules.total_steps:
             return "stopped"
-        kept = verdict.in_memory or job.saver.is_due(step, by_time=verdict.save)
+        kept = verdict.in_memory or job.saver.is_due(step, by_time=by_time)
         if verdict.regroup and kept and step < job.rules.total_steps:
             return "regrouped"
     # The last steps may have been left out.

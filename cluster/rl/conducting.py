@@ -7,7 +7,7 @@ what they lead to goes out. The snapshot of the ledger is on disk before a step'
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, closing
@@ -17,9 +17,10 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from cluster.beside import Wish
 from cluster.rl.gauges import RewardGauges
 from cluster.rl.state import read_state
-from cluster.rl.turns import Began, Lost, News, Parts, Turns
+from cluster.rl.turns import Began, Given, Lost, News, Parts, Turns
 from cluster.view import RunView
 from trainer.errors import BraidError, InfrastructureError
 
@@ -36,6 +37,7 @@ class Conducting:
 
     _news: SimpleQueue[News] = field(default_factory=SimpleQueue, init=False)
     _warnings: deque[str] = field(default_factory=deque, init=False)
+    _wishes: deque[Wish] = field(default_factory=deque, init=False)
     _closing: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     _work: Future[None] | None = field(default=None, init=False)
@@ -78,6 +80,14 @@ class Conducting:
                 f"the thread that conducts rollouts failed: {type(error).__name__}: {error}"
             ) from error
 
+    def wish(self) -> Wish | None:
+        """That places change hands; None where there is no such wish."""
+        return self._wishes.popleft() if self._wishes else None
+
+    def given(self, bundles: Sequence[int], refused: str) -> None:
+        """These places are for sampling from now on."""
+        self._news.put(Given(bundles=tuple(bundles), refused=refused))
+
     def close(self) -> None:
         """End the thread and all that it started. May be called in any state."""
         self._closing.set()
@@ -94,7 +104,7 @@ class Conducting:
                 rewards = stack.enter_context(closing(self.parts.open_rewards()))
             state = read_state(self.parts.folder)
             conductor = self.parts.conductor(self.parts.store.open(), state)
-            turns = Turns(self.parts, conductor, rewards, self._warnings, self.clock)
+            turns = Turns(self.parts, conductor, rewards, self._warnings, self._wishes, self.clock)
             while not self._closing.is_set():
                 turns.hear(self._taken_news())
                 turns.turn()

@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.calls import end_of_process
 from cluster.failure import Failure, failure_of
-from cluster.preflight import Node
 from cluster.rl.line import Line
+from cluster.rl.reserve import Place
 from cluster.rl.rollout_worker import RolloutSpec, RolloutWorker
+from cluster.rl.seat import Seat
 from trainer.errors import ExitCode
 from trainer.rl.messages import FromRollout, ToRollout
 from trainer.run_folder import RunFolder
@@ -30,21 +30,6 @@ _LOOK_S = 1.0
 """Between two looks for a node that can hold a worker."""
 
 Ref: TypeAlias = "ray.ObjectRef[Any]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Room for one worker that samples."""
-
-    index: int
-    bundle: int
-    """Of the placement group."""
-
-    cpus: float
-    gpus: float
-    memory_bytes: int
-    devices: tuple[str, ...] = ()
-    """GPUs shared with the rank of that bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +85,19 @@ class Rollouts:
         self,
         *,
         seats: Sequence[Seat],
-        group: PlacementGroup,
-        find_node: Callable[[int], Node | None],
+        find_place: Callable[[Seat], Place | None],
+        release: Callable[[Seat], None] = lambda seat: None,
         spec_of: Callable[[Seat, str, str], RolloutSpec],
         folder: RunFolder,
         work: str,
         start_limit_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`find_node` says where a bundle is now, `spec_of` what the worker of a seat is told, by
-        its name and host. A process that imports longer than `start_limit_s` is lost."""
-        self._group = group
-        self._find_node = find_node
+        """`find_place` says where a seat is now, `release` that it is given up, `spec_of` what the
+        worker of a seat is told, by its name and host. A process that imports longer than
+        `start_limit_s` is lost."""
+        self._find_place = find_place
+        self._release = release
         self._spec_of = spec_of
         self._folder = folder
         self._work = work
@@ -161,6 +147,27 @@ class Rollouts:
             self._empty.append(occupant.seat)
             self._looked_s = None
 
+    def add(self, seat: Seat) -> None:
+        """Have a worker in this seat too."""
+        self._empty.append(seat)
+        self._looked_s = None
+
+    def leave(self, seat: Seat) -> str:
+        """End the worker of a seat that is given up; its name, empty where nobody was there."""
+        for name, occupant in self._occupants.items():
+            if occupant.seat == seat:
+                self.dismiss(name)
+                break
+        else:
+            name = ""
+        self._empty.remove(seat)
+        self._release(seat)
+        return name
+
+    def without_place(self) -> list[Seat]:
+        """Spare seats for which no room was found yet."""
+        return [seat for seat in self._empty if seat.spare]
+
     def close(self) -> None:
         """End all at once."""
         for name in list(self._occupants):
@@ -173,12 +180,12 @@ class Rollouts:
             return
         self._looked_s = now_s
         for seat in list(self._empty):
-            node = self._find_node(seat.bundle)
-            if node is not None:
+            place = self._find_place(seat)
+            if place is not None:
                 self._empty.remove(seat)
-                self._start(seat, node)
+                self._start(seat, place)
 
-    def _start(self, seat: Seat, node: Node) -> None:
+    def _start(self, seat: Seat, place: Place) -> None:
         start = self._starts.get(seat.index, 0)
         self._starts[seat.index] = start + 1
         name = f"rollout-{seat.index}" + (f".{start}" if start else "")
@@ -189,11 +196,11 @@ class Rollouts:
             num_gpus=seat.gpus,
             memory=seat.memory_bytes or None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=seat.bundle
+                place.group, placement_group_bundle_index=place.bundle
             ),
-        ).remote(node.address, str(self._folder.log("rollout", seat.index)))
+        ).remote(place.node.address, str(self._folder.log("rollout", seat.index)))
         self._occupants[name] = _Occupant(
-            name=name, seat=seat, host=node.host, actor=made, asked=made.process.remote()
+            name=name, seat=seat, host=place.node.host, actor=made, asked=made.process.remote()
         )
 
     def _look_at(

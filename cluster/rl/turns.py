@@ -9,15 +9,18 @@ from typing import Any, TypeAlias
 import ray
 from ray.exceptions import RayError
 
+from cluster.beside import Wish
 from cluster.rewards.pool import RewardPool
 from cluster.rl.channel_store import StoreKeeper
 from cluster.rl.line import Line
 from cluster.rl.losses import Loss, exit_code_of, refusal, story
 from cluster.rl.rollouts import LostRollout, Rollouts
+from cluster.rl.seating import Moves, Seating
 from cluster.rl.state import StateFile
 from trainer.errors import BraidError, ExitCode
 from trainer.rl.conducting.actions import Actions
 from trainer.rl.conducting.conductor import Conductor
+from trainer.rl.conducting.split import Split
 from trainer.rl.messages import Answered, FromTrainer, ToTrainer
 from trainer.run_folder import RunFolder, append_event
 
@@ -28,6 +31,9 @@ _REWARDING_TURN_S = 0.01
 """The same while rewards are under way, whose processes are no actors."""
 
 _TICK_S = 0.5
+
+_ROOM_S = 10.0
+"""In which the cluster must have found room for workers beyond those that were reserved."""
 
 
 class RolloutsLostError(BraidError):
@@ -52,7 +58,16 @@ class Lost:
     """They failed, or ended."""
 
 
-News: TypeAlias = Began | Lost
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Ranks gave up places, or did not take them."""
+
+    bundles: tuple[int, ...]
+    refused: str
+    """Why they did not; empty where it is as was wished."""
+
+
+News: TypeAlias = Began | Lost | Given
 """What the main thread tells of the ranks that train."""
 
 
@@ -62,6 +77,7 @@ class Parts:
 
     folder: RunFolder
     rollouts: Rollouts
+    seating: Seating
     max_restarts: int
     supervised_steps: int
     store: StoreKeeper
@@ -83,24 +99,29 @@ class Turns:
         conductor: Conductor,
         rewards: RewardPool | None,
         warnings: deque[str],
+        wishes: deque[Wish],
         clock: Callable[[], float],
     ) -> None:
         self._parts = parts
         self._conductor = conductor
         self._rewards = rewards
         self._warnings = warnings
+        self._wishes = wishes
         self._clock = clock
         self._state = StateFile(parts.folder)
         self._trainer: Line[ToTrainer, FromTrainer] | None = None
         self._losses: list[Loss] = []
         self._answered = 0
         self._ticked_s = clock()
+        self._asked_s = clock()
 
     def hear(self, news: Sequence[News]) -> None:
         """Take in what became of the ranks that train."""
         for one in news:
             if isinstance(one, Began):
                 self._trainer = Line(one.first, one.generation)
+            elif isinstance(one, Given):
+                self._take_places(one)
             else:
                 self._trainer = None
                 self._act(self._conductor.trainers_lost(self._clock()))
@@ -122,6 +143,7 @@ class Turns:
         if now_s - self._ticked_s >= _TICK_S:
             self._ticked_s = now_s
             self._act(self._conductor.tick(now_s))
+            self._give_up_on_room(now_s)
 
     def end(self) -> None:
         """Keep what was answered since the last step's batch left."""
@@ -216,9 +238,39 @@ class Turns:
         for request in actions.rewards:
             assert self._rewards is not None
             self._rewards.submit(request)
+        if actions.split is not None:
+            self._change(actions.split)
         told = {event.get("worker"): event.get("cause") for event in actions.events}
         for name in actions.replace:
             self._replace(name, str(told.get(name)))
+
+    def _change(self, split: Split) -> None:
+        """Begin to have this split: what sampling gives up is left before ranks are told of it."""
+        self._asked_s = self._clock()
+        moves = self._parts.seating.change(split)
+        self._move(moves)
+        if moves.ranks is not None:
+            self._wishes.append(Wish(ranks=moves.ranks, bundles=moves.for_ranks))
+
+    def _take_places(self, given: Given) -> None:
+        """What ranks left is for sampling; where they refused, things are as before."""
+        self._move(self._parts.seating.given(given.bundles, refused=bool(given.refused)))
+        if given.refused:
+            self._warnings.append(f"the split stays as it is: {given.refused}")
+            self._act(self._conductor.split_refused(given.refused, self._clock()))
+
+    def _give_up_on_room(self, now_s: float) -> None:
+        missing = len(self._parts.rollouts.without_place())
+        if missing and now_s - self._asked_s > _ROOM_S:
+            told = f"the cluster has no room for {missing} more that sample (rollout.spare_workers)"
+            self._take_places(Given(bundles=(), refused=told))
+
+    def _move(self, moves: Moves) -> None:
+        left = [self._parts.rollouts.leave(seat) for seat in moves.leave]
+        for seat in moves.fill:
+            self._parts.rollouts.add(seat)
+        for name in left:
+            self._act(self._conductor.rollout_retired(name, self._clock()))
 
     def _replace(self, name: str, reason: str) -> None:
         """End a worker that the conductor counts as lost already."""

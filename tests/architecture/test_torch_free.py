@@ -53,6 +53,8 @@ PURE = (
     "trainer/rl/staleness.py",
     "cluster/drills/judge.py",
     "cluster/recovery/*.py",
+    "cluster/rl/places.py",
+    "cluster/rl/seat*.py",
     "cluster/watchdog/[!ps]*.py",
     "recipes/schema.py",
 )

@@ -54,8 +54,9 @@ class RlConfig:
     """Longest time in which new weights reach all workers; who fails is named and replaced."""
 
     resize: Literal["off", "advise", "apply"] = "advise"
-    """Whether the split of ranks between training and sampling is judged from measured times, and
-    changed, between two steps, where that gains enough."""
+    """Whether the split of places between training and sampling is judged from measured times:
+    `advise` says how another would do, `apply` also changes it, between two steps, where that gains
+    a tenth of a step."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -92,6 +93,10 @@ class RolloutConfig:
 
     colocated_workers: int = 0
     """Processes that share the resources of the ranks that train, one rank's each."""
+
+    spare_workers: int = 0
+    """Processes beyond `workers` for which rl.resize=apply may take room that is free on the
+    cluster, as long as sampling is the slower side."""
 
     cpus_per_worker: float = 1.0
     """CPU cores reserved for each of `workers`, which is also its number of compute threads."""
@@ -136,7 +141,7 @@ class RolloutConfig:
         for name in ("prompts_per_worker", "max_new_tokens", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} must be positive")
-        for name in ("workers", "colocated_workers", "max_restarts", "top_k"):
+        for name in ("workers", "colocated_workers", "spare_workers", "max_restarts", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} must not be negative")
         for name in ("cpus_per_worker", "gpus_per_worker", "memory_per_worker_gib"):

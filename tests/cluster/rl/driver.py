@@ -20,16 +20,19 @@ from trainer.rl.config import RlConfig, RolloutConfig
 STEPS, PROMPTS = 20, 3
 
 
-def job(folder: Path, name: str, **rollout: Any) -> JobConfig:
+def job(
+    folder: Path, name: str, *, steps: int = STEPS, resize: Any = "advise", **rollout: Any
+) -> JobConfig:
     return JobConfig(
         run=RunConfig(name=name, dir=str(folder)),
-        train=TrainConfig(steps=STEPS),
+        train=TrainConfig(steps=steps),
         rl=RlConfig(
             enabled=True,
             prompts_per_step=PROMPTS,
             samples_per_prompt=2,
             max_staleness=2,
             max_prompt_tokens=8,
+            resize=resize,
         ),
         rollout=RolloutConfig(
             **{"workers": 2, "cpus_per_worker": 0.1, "max_new_tokens": 8} | rollout
@@ -38,18 +41,25 @@ def job(folder: Path, name: str, **rollout: Any) -> JobConfig:
 
 
 def run(
-    job: JobConfig, view: Any, *, rollout_work: str = "sample", address: str = "auto"
+    job: JobConfig,
+    view: Any,
+    *,
+    rollout_work: str = "payloads:sample",
+    work: str = "payloads:train",
+    address: str = "auto",
+    ranks: int = 1,
 ) -> ExitCode:
+    cpus = 0.5 if ranks == 1 else job.rollout.cpus_per_worker
     return launch(
         job,
-        ClusterConfig(address=address, num_workers=1, cpus_per_worker=0.5),
+        ClusterConfig(address=address, num_workers=ranks, cpus_per_worker=cpus),
         watchdog=WatchdogConfig(),
         recovery=RecoveryConfig(),
         origins={},
         recipe_text="run: {}\n",
         view=view,
-        work="tests.cluster.rl.payloads:train",
-        rollout_work=f"tests.cluster.rl.payloads:{rollout_work}",
+        work=f"tests.cluster.rl.{work}",
+        rollout_work=f"tests.cluster.rl.{rollout_work}",
     )
 
 

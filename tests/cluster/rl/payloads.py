@@ -55,19 +55,21 @@ def sample(spec: RolloutSpec, control: RolloutControl) -> None:
             message = control.post.inbox.take(0.01)
         except MailboxClosedError:
             return
-        newest = _newest_version(spec.job.run.dir, spec.job.run.name)
+        newest = newest_version(spec.job.run.dir, spec.job.run.name)
         if isinstance(message, Join) or newest > version:
             version = newest
             control.post.outbox.put(Updated(version=version, paused_s=0.0, received_bytes=0))
         if isinstance(message, Answer):
             time.sleep(STEP_S / 8)
-            answers = tuple(
-                _answer(version, score)
-                for score in (1.0, *[0.0] * (spec.job.rl.samples_per_prompt - 1))
-            )
-            kept = PromptRecord(prompt="?", reference={}, answers=answers).kept()
-            assert kept is not None
-            control.post.outbox.put(Answered(lease_id=message.lease_id, kept=kept))
+            control.post.outbox.put(answered(message, version, spec.job.rl.samples_per_prompt))
+
+
+def answered(message: Answer, version: int, samples: int) -> Answered:
+    """So many answers, of which one is right."""
+    answers = tuple(_answer(version, score) for score in (1.0, *[0.0] * (samples - 1)))
+    kept = PromptRecord(prompt="?", reference={}, answers=answers).kept()
+    assert kept is not None
+    return Answered(lease_id=message.lease_id, kept=kept)
 
 
 def train(spec: RankSpec, control: RankControl) -> Outcome:
@@ -87,22 +89,28 @@ def train(spec: RankSpec, control: RankControl) -> Outcome:
         if isinstance(message, TrainOn):
             assert message.version == version
             time.sleep(STEP_S)
-            groups = sorted({sample.group for sample in message.samples})
             version += 1
-            append_line(
-                folder.root / "trained.jsonl",
-                {
-                    "version": message.version,
-                    "groups": groups,
-                    "oldest": min(int(s.versions.max()) for s in message.samples),
-                },
-            )
-            control.post.outbox.put(
-                Committed(version=message.version, saved=None, trained_s=STEP_S, waited_s=0.0)
-            )
-            control.report(_record(version, last, message))
-            control.status.enter("training", version)
+            commit(control, folder, message, last=last, trained_s=STEP_S)
     return Outcome(kind="finished", step=last, checkpoint=None)
+
+
+def commit(
+    control: RankControl, folder: RunFolder, message: TrainOn, *, last: int, trained_s: float
+) -> None:
+    """Note and tell that a step is done."""
+    append_line(
+        folder.root / "trained.jsonl",
+        {
+            "version": message.version,
+            "groups": sorted({sample.group for sample in message.samples}),
+            "oldest": min(int(s.versions.max()) for s in message.samples),
+        },
+    )
+    control.post.outbox.put(
+        Committed(version=message.version, saved=None, trained_s=trained_s, waited_s=0.0)
+    )
+    control.report(_record(message.version + 1, last, message))
+    control.status.enter("training", message.version + 1)
 
 
 def history(folder: RunFolder) -> dict[int, list[int]]:
@@ -117,7 +125,8 @@ def history(folder: RunFolder) -> dict[int, list[int]]:
     return found
 
 
-def _newest_version(folder: str, name: str) -> int:
+def newest_version(folder: str, name: str) -> int:
+    """Of the weights."""
     return len(history(RunFolder(Path(folder) / name)))
 
 

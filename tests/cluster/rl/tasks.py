@@ -1,5 +1,7 @@
 """A task whose reward is dense, so that the smallest model learns within a few steps."""
 
+import time
+
 from trainer.rl.tasks.question import Question
 
 
@@ -24,6 +26,15 @@ class Low:
     def score(self, question: Question, answer: str) -> float:
         """Of an empty answer, 0."""
         return sum(character < "\x80" for character in answer) / max(len(answer), 8)
+
+
+class SlowLow(Low):
+    """Takes its time to score, as a task does that runs programs."""
+
+    def score(self, question: Question, answer: str) -> float:
+        """See `Low`."""
+        time.sleep(0.05)
+        return super().score(question, answer)
 
 
 def reward(prompt, completions, reference):

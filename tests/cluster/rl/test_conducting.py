@@ -28,13 +28,13 @@ def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["kind"] == kind]
 
 
-def assert_each_prompt_once(folder: RunFolder) -> None:
+def assert_each_prompt_once(folder: RunFolder, steps: int = STEPS) -> None:
     """Of the steps that count, all have their prompts, and no prompt comes twice."""
     found = history(folder)
-    assert sorted(found) == list(range(STEPS))
+    assert sorted(found) == list(range(steps))
     numbers = [number for groups in found.values() for number in groups]
-    assert len(numbers) == len(set(numbers)) == STEPS * PROMPTS
-    assert sorted(numbers) == list(range(STEPS * PROMPTS))
+    assert len(numbers) == len(set(numbers)) == steps * PROMPTS
+    assert sorted(numbers) == list(range(steps * PROMPTS))
 
 
 def newest_process(folder: RunFolder, who: str) -> int:
@@ -86,7 +86,7 @@ def test_killed_workers_and_ranks_cost_no_prompt(
 def test_workers_that_cannot_work_end_the_run_with_their_code(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
-    assert run(job(tmp_path, "refused"), view, rollout_work="refuse") is ExitCode.DATA
+    assert run(job(tmp_path, "refused"), view, rollout_work="payloads:refuse") is ExitCode.DATA
     assert "questions.jsonl:3" in view.failures[0]["cause"]
 
 

@@ -11,8 +11,10 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.preflight import Node, living_nodes
+from cluster.rl.reserve import Place
 from cluster.rl.rollout_worker import RolloutSpec
-from cluster.rl.rollouts import Happened, Rollouts, Seat
+from cluster.rl.rollouts import Happened, Rollouts
+from cluster.rl.seat import Seat
 from trainer.config import JobConfig, RunConfig
 from trainer.errors import ExitCode
 from trainer.rl.messages import Answer, Answered, FromRollout
@@ -34,8 +36,7 @@ def rollouts(folder: Path, work: str, seats: int = 2) -> Iterator[Rollouts]:
     node: Node = living_nodes(ray.nodes())[0]
     made = Rollouts(
         seats=[Seat(index=n, bundle=n, cpus=0.1, gpus=0, memory_bytes=0) for n in range(seats)],
-        group=group,
-        find_node=lambda bundle: node,
+        find_place=lambda seat: Place(node, group, seat.bundle),
         spec_of=spec_of,
         folder=RunFolder.of(RunConfig(name="x", dir=str(folder))),
         work=f"tests.cluster.rl.payloads:{work}",

@@ -27,14 +27,16 @@ STEPS = 40
 """Some of them after the second fault, however late it comes."""
 
 
-def job(folder: Path, name: str, **rl: Any) -> JobConfig:
+def job(
+    folder: Path, name: str, *, steps: int = STEPS, task: str = "Low", workers: int = 1, **rl: Any
+) -> JobConfig:
     tiny = tiny_job(folder)
     return replace(
         tiny,
         run=RunConfig(name=name, dir=str(folder / "runs")),
         model=replace(tiny.model, moe=None),
         data=replace(tiny.data, source="task", tokenizer="bytes", task_questions=64),
-        train=TrainConfig(steps=STEPS, global_batch_tokens=4 * 48, max_tokens_per_device=192),
+        train=TrainConfig(steps=steps, global_batch_tokens=4 * 48, max_tokens_per_device=192),
         optim=OptimConfig(lr=1e-3),
         checkpoint=CheckpointConfig(interval_steps=8),
         rl=RlConfig(
@@ -44,17 +46,22 @@ def job(folder: Path, name: str, **rl: Any) -> JobConfig:
             prompts_per_step=4,
             samples_per_prompt=4,
             max_prompt_tokens=8,
-            task=TaskConfig(kind="own", factory="tests.cluster.rl.tasks:Low"),
+            task=TaskConfig(kind="own", factory=f"tests.cluster.rl.tasks:{task}"),
             **rl,
         ),
-        rollout=RolloutConfig(workers=1, cpus_per_worker=0.5, max_new_tokens=8),
+        rollout=RolloutConfig(
+            workers=workers,
+            colocated_workers=0 if workers else 1,
+            cpus_per_worker=0.5,
+            max_new_tokens=8,
+        ),
     )
 
 
-def run(job: JobConfig, view: Any) -> ExitCode:
+def run(job: JobConfig, view: Any, ranks: int = 1) -> ExitCode:
     return launch(
         job,
-        ClusterConfig(address="auto", num_workers=1, cpus_per_worker=0.5),
+        ClusterConfig(address="auto", num_workers=ranks, cpus_per_worker=0.5),
         watchdog=WatchdogConfig(),
         recovery=RecoveryConfig(),
         origins={},
@@ -100,3 +107,35 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
     assert len(numbers) == len(set(numbers))
     assert lost_prompts(state["ledger"]) == 0
     assert view.endings[0]["step"] == STEPS
+
+
+@pytest.mark.timeout(180)
+def test_a_rank_gives_its_place_to_those_who_sample(
+    local_cluster: None, tmp_path: Path, view: Any
+) -> None:
+    slow = job(tmp_path, "slow", steps=36, task="SlowLow", resize="apply")
+    folder = RunFolder.of(slow.run)
+    assert run(slow, view, ranks=2) is ExitCode.DONE, view.failures
+
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    # No step is lost for it, none is trained twice, and each has all that it shall have.
+    assert [line["step"] for line in lines] == list(range(1, 37))
+    assert {line["groups/trained"] for line in lines[1:]} == {4.0}
+    assert [len(event["ranks"]) for event in events(folder, "ranks_started")] == [2, 1]
+    (resized,) = events(folder, "resized")
+    assert (resized["trainers"], resized["workers"]) == (1, 2)
+    assert resized["step_s"] < 0.7 * resized["present_s"]
+    assert "rollout workers 2 a step should take" in resized["cause"]
+    assert events(folder, "rollout_lost") == []
+
+
+@pytest.mark.timeout(120)
+def test_one_that_shares_the_place_of_a_rank_samples_and_says_why_it_stays(
+    local_cluster: None, tmp_path: Path, view: Any
+) -> None:
+    shared = job(tmp_path, "shared", steps=5, workers=0, resize="apply")
+    folder = RunFolder.of(shared.run)
+    assert run(shared, view) is ExitCode.DONE, view.failures
+    assert [e["worker"] for e in events(folder, "rollout_started")] == ["rollout-0"]
+    assert [step["step"] for step in view.steps] == [1, 2, 3, 4, 5]
+    assert "rollout.colocated_workers=1" in events(folder, "resize_refused")[0]["cause"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.rl.conducting.split import Split
 from trainer.rl.messages import ToRollout, ToTrainer
 from trainer.rl.rewards.outcome import RewardRequest
 
@@ -26,6 +27,11 @@ class Actions:
     """Workers to end and to start anew under another name. They count as lost already: no
     `rollout_lost` is told of them."""
 
+    split: Split | None = None
+    """Have so many train and so many sample, from the next version boundary on at which the places
+    can change hands; or say `split_refused`. Those that give up their places for it count as there
+    until `rollout_retired`."""
+
     events: tuple[Mapping[str, Any], ...] = ()
     """For events.jsonl, with `kind` and `step`; `time` is the caller's."""
 
@@ -38,6 +44,7 @@ class Draft:
         self.to_trainer: list[ToTrainer] = []
         self.rewards: list[RewardRequest] = []
         self.replace: list[str] = []
+        self.split: Split | None = None
         self.events: list[Mapping[str, Any]] = []
         self._to_rollouts: dict[str, list[ToRollout]] = {}
 
@@ -57,5 +64,6 @@ class Draft:
             to_rollouts={name: tuple(told) for name, told in self._to_rollouts.items()},
             rewards=tuple(self.rewards),
             replace=tuple(self.replace),
+            split=self.split,
             events=tuple(self.events),
         )

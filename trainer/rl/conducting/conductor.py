@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.rl.conducting.actions import Actions, Draft
-from trainer.rl.conducting.advice import Advice
 from trainer.rl.conducting.beginning import STATE_FORMAT
 from trainer.rl.conducting.channels import Channels
 from trainer.rl.conducting.crew import Crew
 from trainer.rl.conducting.figures import Figures
 from trainer.rl.conducting.prompts import Prompts
+from trainer.rl.conducting.resizing import Moment, Resizing
+from trainer.rl.conducting.split import Places, Split
 from trainer.rl.config import RlConfig, RolloutConfig
 from trainer.rl.ledger import StaleAnswerError
 from trainer.rl.ledger_records import Record
@@ -59,10 +60,11 @@ class Conductor:
         store: tuple[str, int],
         task_size: int | None = None,
         state: Mapping[str, Any] | None = None,
+        places: Places | None = None,
     ) -> None:
         """`last_version` is how many steps by rewards the run has; `task_size` how many prompts it
         may use, None for any number; `store` the host and port of the channels' store; `state` an
-        earlier `snapshot`, once through JSON."""
+        earlier `snapshot`, once through JSON; `places` those among which it may be split."""
         self._rl, self._rollout, self._seed = rl, rollout, seed
         self._last_version, self._task_size = last_version, task_size
         self._state = state
@@ -70,7 +72,8 @@ class Conductor:
         self._trainers: int | None = None
         self._crew = Crew()
         self._channels = Channels(store, opened=0 if state is None else state.get("channels", 0))
-        self._figures, self._advice = Figures(), Advice()
+        self._figures = Figures()
+        self._resizing = Resizing(rl.resize, places, rollout)
 
     @property
     def done(self) -> bool:
@@ -110,7 +113,7 @@ class Conductor:
             case TrainerReady():
                 self._begin(message, draft, now_s)
             case Committed() if self._trainers is not None:
-                self._commit(message, draft)
+                self._commit(message, draft, now_s)
             case Published() if self._trainers is not None:
                 self._channels.published(message.prefix)
                 self._figures.published(message)
@@ -146,9 +149,8 @@ class Conductor:
 
     def rollout_up(self, worker: str, now_s: float) -> Actions:
         """A worker runs, under a name that was never used before."""
-        expected = self._rollout.workers + self._rollout.colocated_workers
         self._crew.add(worker, now_s)
-        self._channels.joined(now_s, all_up=len(self._crew) >= expected)
+        self._channels.joined(now_s, all_up=len(self._crew) >= self._resizing.workers)
         return self._advance(Draft(), now_s)
 
     def rollout_lost(self, worker: str, reason: str, now_s: float) -> Actions:
@@ -156,6 +158,18 @@ class Conductor:
         draft = Draft()
         if worker in self._crew:
             self._lose(worker, reason, draft, now_s)
+        return self._advance(draft, now_s)
+
+    def rollout_retired(self, worker: str, now_s: float) -> Actions:
+        """A worker has given up its place for `Actions.split`."""
+        if worker in self._crew:
+            self._remove(worker, now_s)
+        return self._advance(Draft(), now_s)
+
+    def split_refused(self, cause: str, now_s: float) -> Actions:
+        """What `Actions.split` asked for cannot be had, and things are as they were."""
+        draft = Draft()
+        self._resizing.refused(cause, self._step_number(), draft)
         return self._advance(draft, now_s)
 
     def trainers_lost(self, now_s: float) -> Actions:
@@ -205,17 +219,14 @@ class Conductor:
                 draft.event("ledger_restarted", step, cause=self._prompts.restarted)
         self._prompts.go_back(message.version, draft)
 
-    def _commit(self, message: Committed, draft: Draft) -> None:
+    def _commit(self, message: Committed, draft: Draft, now_s: float) -> None:
         assert self._prompts is not None
-        assert self._trainers is not None
         self._prompts.commit(message)
         self._figures.committed(message)
-        self._advice.trained(message.trained_s)
-        if self._rl.resize == "off" or self._rollout.colocated_workers:
-            return
-        advice = self._advice.due(trainers=self._trainers, workers=len(self._crew))
-        if advice is not None:
-            draft.event("sizing_advised", self._prompts.step_number(message.version), **advice)
+        steps_left = self._last_version - self._prompts.ledger.committed
+        step = self._prompts.step_number(message.version)
+        at = Moment(step=step, steps_left=steps_left, now_s=now_s)
+        self._resizing.committed(message.trained_s, self._present(), at, draft)
 
     def _hear(self, worker: str, message: Under | Answered, draft: Draft, now_s: float) -> None:
         if self._prompts is None:
@@ -234,7 +245,7 @@ class Conductor:
             # Until the first step by rewards is next, nobody could have anything to do.
             return
         self._figures.pulse(worker, message)
-        self._advice.sampled(message.busy_s)
+        self._resizing.sampled(message.busy_s)
         for lease_id in self._crew[worker].leases:
             self._prompts.ledger.report(lease_id, None, now_s=now_s)
 
@@ -266,12 +277,18 @@ class Conductor:
         self._lose(worker, reason, draft, now_s)
 
     def _lose(self, worker: str, reason: str, draft: Draft, now_s: float) -> None:
+        again = self._remove(worker, now_s)
+        draft.event("rollout_lost", self._step_number(), worker=worker, cause=reason, prompts=again)
+
+    def _remove(self, worker: str, now_s: float) -> int:
+        """A worker is up no more; how many prompts go to others."""
         self._crew.remove(worker)
         self._channels.left(worker, now_s)
-        again = [] if self._prompts is None else self._prompts.ledger.lose(worker)
-        draft.event(
-            "rollout_lost", self._step_number(), worker=worker, cause=reason, prompts=len(again)
-        )
+        return 0 if self._prompts is None else len(self._prompts.ledger.lose(worker))
+
+    def _present(self) -> Split:
+        assert self._trainers is not None
+        return Split(trainers=self._trainers, workers=len(self._crew))
 
     def _step_number(self) -> int:
         """Of the step that is trained now, or next."""
@@ -280,6 +297,8 @@ class Conductor:
 
     def _advance(self, draft: Draft, now_s: float) -> Actions:
         """Do whatever can be done now."""
+        if self._trainers is not None:
+            self._resizing.look(self._present(), self._step_number(), draft, now_s)
         if self._trainers is not None and self._prompts is not None and not self.done:
             place = self._channels.open(self._trainers, tuple(self._crew), now_s)
             if place is not None:
