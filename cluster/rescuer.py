@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,6 @@ from trainer.run_folder import RunFolder, append_event
 
 _POLL_S = 0.5
 _OVER = b"over\n"
-_START_S = 20.0
 _HOME = str(Path(__file__).resolve().parents[1])
 
 
@@ -56,6 +56,8 @@ class Rescuer:
             start_new_session=True,
             bufsize=0,
         )
+        # What was started leaves a child of its own behind, and ends.
+        threading.Thread(target=self._process.wait, daemon=True).start()
 
     def release(self) -> None:
         """The run has ended in order: there is nothing to wait for."""
@@ -63,8 +65,6 @@ class Rescuer:
         with suppress(BrokenPipeError):
             self._process.stdin.write(_OVER)
         self._process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_START_S)
 
 
 def watch(charge: Charge, *, host: str) -> None:
@@ -73,13 +73,21 @@ def watch(charge: Charge, *, host: str) -> None:
     if sys.stdin.buffer.readline() == _OVER:
         return
     folder, memory = RunFolder(Path(charge.run)), Path(charge.memory)
-    before = read_record(folder.snapshots)
-    until_s = time.monotonic() + charge.wait_s
+    before, seen = read_record(folder.snapshots), -1
+    until_s = 0.0
     while memory.is_dir() and before is not None and read_record(folder.snapshots) == before:
-        if time.monotonic() >= until_s:
+        now_s, written = time.monotonic(), _bytes_of(folder.metrics)
+        if written != seen:
+            # Who goes on training has a controller: it was another process that ended.
+            seen, until_s = written, now_s + charge.wait_s
+        if now_s >= until_s:
             save(charge, folder, memory, host=host)
             return
-        time.sleep(_POLL_S)
+        time.sleep(min(_POLL_S, charge.wait_s))
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def save(charge: Charge, folder: RunFolder, memory: Path, *, host: str) -> None:
