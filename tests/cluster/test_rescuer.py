@@ -75,7 +75,12 @@ def test_nothing_is_saved_where_one_comes_back_or_the_run_has_ended(folder: RunF
     guarding(folder, 0.01).release()
     await_end(folder)
     with abandoned(folder, 60.0):
-        write_record(folder.snapshots, replace(RECORD, generation=2))
+        generation = 1
+        # It counts from when it notices that it is alone, which takes a moment.
+        while watchers(folder):
+            generation += 1
+            write_record(folder.snapshots, replace(RECORD, generation=generation))
+            time.sleep(0.1)
     folder.snapshots.unlink()
     with abandoned(folder, 0.01):
         pass
