@@ -54,7 +54,9 @@ class HostAgent:
             self._rescuer = None
 
     def observe(self, targets: Sequence[Target]) -> dict[int, RankEvidence]:
-        """What each rank does now, by rank."""
+        """What each rank does now, by rank. That it is asked says that the driver lives."""
+        if self._rescuer is not None:
+            self._rescuer.beat()
         self._starvations = {
             target.process: self._starvations.get(target.process, Starvation())
             for target in targets

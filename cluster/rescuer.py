@@ -1,12 +1,15 @@
-"""A process on each host of a run that outlives its controller: it waits for another one to come,
-and when none comes in time, saves the snapshots of its host to disk.
+"""A process on each host of a run that outlives its controller: when nothing is heard of that one
+and no other comes in time, it saves the snapshots of its host to disk.
 
-It belongs to no Ray process, since Ray ends those of a driver that died. What tells it that the
-controller has gone is the end of the pipe it was started with; a run that ends in order says so.
+It belongs to no Ray process, since Ray ends those of a driver that died, and may take minutes to
+notice that its head has vanished. It hears of the controller over the pipe it was started with: a
+byte whenever the controller looked at this host, and a word when the run has ended in order.
 """
 
 import json
+import math
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -18,12 +21,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.environment import variables_without
-from trainer.keeping.record import read_record
+from trainer.keeping.record import Record, read_record
 from trainer.keeping.rescue import rescue
 from trainer.run_folder import RunFolder, append_event
 
 _POLL_S = 0.5
-_OVER = b"over\n"
+_BEAT_S = 1.0
+_SILENT_S = 3.0
+"""Without a beat for so long it looks at what the run's folder says; sooner than a controller that
+lost sight of this host would go on without it."""
+
+_BEAT, _OVER = b".", b"!"
 _HOME = str(Path(__file__).resolve().parents[1])
 
 
@@ -38,7 +46,7 @@ class Charge:
     """That of its snapshots, on every host."""
 
     wait_s: float
-    """For another controller; 0 has nobody look after it."""
+    """Without a word of the controller; 0 has nobody look after it."""
 
 
 class Rescuer:
@@ -56,34 +64,93 @@ class Rescuer:
             start_new_session=True,
             bufsize=0,
         )
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin
+        os.set_blocking(self._pipe.fileno(), False)
+        self._beat_s = 0.0
         # What was started leaves a child of its own behind, and ends.
         threading.Thread(target=self._process.wait, daemon=True).start()
 
+    def beat(self) -> None:
+        """The controller looks at this host. To be called at least every two seconds."""
+        now_s = time.monotonic()
+        if now_s - self._beat_s >= _BEAT_S:
+            self._beat_s = now_s
+            self._say(_BEAT)
+
     def release(self) -> None:
         """The run has ended in order: there is nothing to wait for."""
-        assert self._process.stdin is not None
+        self._say(_OVER)
+        self._pipe.close()
+
+    def _say(self, word: bytes) -> None:
+        # It may have been ended, or stopped for hours.
         with suppress(BrokenPipeError):
-            self._process.stdin.write(_OVER)
-        self._process.stdin.close()
+            self._pipe.write(word)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What the run's folder said when nothing was heard any more."""
+
+    record: Record | None
+    written_bytes: int
+    since_s: float
+
+
+class Watch:
+    """What a rescuer does, from one look to the next. Times are by one monotonic clock."""
+
+    def __init__(self, charge: Charge, *, host: str) -> None:
+        self._charge = charge
+        self._host = host
+        self._folder, self._memory = RunFolder(Path(charge.run)), Path(charge.memory)
+        self._heard_s = math.inf  # A controller that starts processes has nothing to look at yet.
+        self._alone: _Alone | None = None
+        self._saved = False
+
+    def heard(self, now_s: float) -> None:
+        """The controller lives."""
+        self._heard_s, self._alone, self._saved = now_s, None, False
+
+    def look(self, now_s: float, *, ended: bool) -> bool:
+        """See what there is to do; whether nobody needs this any more. `ended` says that nothing
+        will be heard. Raises OSError where the disk refuses even a word."""
+        if self._saved or not (ended or now_s - self._heard_s >= _SILENT_S):
+            return self._saved and ended
+        found = _Alone(read_record(self._folder.snapshots), _bytes_of(self._folder.metrics), now_s)
+        before = self._alone or found
+        if not self._memory.is_dir() or found.record is None or found.record != before.record:
+            # There is nothing to save, or somebody has gone on from it.
+            self.heard(now_s)
+            return ended
+        if found.written_bytes != before.written_bytes or self._alone is None:
+            # Who goes on training has a controller.
+            self._alone = found
+        elif now_s - before.since_s >= self._charge.wait_s:
+            save(self._charge, self._folder, self._memory, host=self._host)
+            self._saved = True
+        return self._saved and ended
 
 
 def watch(charge: Charge, *, host: str) -> None:
     """Look after a run until it has ended in order, another controller has come, or its snapshots
-    are on disk. Raises OSError where the disk refuses."""
-    if sys.stdin.buffer.readline() == _OVER:
-        return
-    folder, memory = RunFolder(Path(charge.run)), Path(charge.memory)
-    before, seen = read_record(folder.snapshots), -1
-    until_s = 0.0
-    while memory.is_dir() and before is not None and read_record(folder.snapshots) == before:
-        now_s, written = time.monotonic(), _bytes_of(folder.metrics)
-        if written != seen:
-            # Who goes on training has a controller: it was another process that ended.
-            seen, until_s = written, now_s + charge.wait_s
-        if now_s >= until_s:
-            save(charge, folder, memory, host=host)
+    are on disk. Raises OSError where the disk refuses even a word."""
+    watching = Watch(charge, host=host)
+    poll_s = min(_POLL_S, charge.wait_s)
+    ended = False
+    while True:
+        if ended:
+            time.sleep(poll_s)
+        elif select.select([0], [], [], poll_s)[0]:
+            words = os.read(0, 4096)
+            if _OVER in words:
+                return
+            ended = not words
+            if words:
+                watching.heard(time.monotonic())
+        if watching.look(time.monotonic(), ended=ended):
             return
-        time.sleep(min(_POLL_S, charge.wait_s))
 
 
 def _bytes_of(path: Path) -> int:
@@ -93,7 +160,7 @@ def _bytes_of(path: Path) -> int:
 def save(charge: Charge, folder: RunFolder, memory: Path, *, host: str) -> None:
     """Copy the snapshots of this host to the run's folder, and tell of it."""
     began_s = time.monotonic()
-    cause = f"the driver has gone, and none came back within {charge.wait_s:g} s"
+    cause = f"nothing was heard of the driver for {charge.wait_s:g} s, and no other one came"
     try:
         saved = rescue(memory, folder.rescued)
     except OSError as error:

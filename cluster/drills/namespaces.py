@@ -127,10 +127,6 @@ class Host:
         for process in self.started:
             process.wait(10)
         self.started.clear()
-        self.forget()
-
-    def forget(self) -> None:
-        """Lose what is in this host's memory."""
         for path in self.memory.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

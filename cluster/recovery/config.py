@@ -45,7 +45,7 @@ class RecoveryConfig:
     """Seconds from a change of ranks until room is looked for; they double with every loss."""
 
     rescue_after_s: float = 60.0
-    """Where the driver died: seconds until each host saves its snapshots to disk, unless a new
+    """Seconds without a word of the driver until a host saves its snapshots to disk, unless a new
     driver has gone on from them; 0 leaves them in memory."""
 
     def __post_init__(self) -> None:

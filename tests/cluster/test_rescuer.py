@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from cluster.drills.planter import lines
-from cluster.rescuer import Charge, Rescuer
+from cluster.rescuer import Charge, Rescuer, Watch
 from tests.trainer.keeping.shares import RUN, keep
 from trainer.keeping.folder import list_shares
 from trainer.keeping.record import Record, write_record
@@ -55,10 +55,9 @@ def await_end(folder: RunFolder) -> None:
 def abandoned(folder: RunFolder, wait_s: float) -> Iterator[None]:
     """Inside, whoever started it has gone; it has ended behind."""
     guard = guarding(folder, wait_s)
-    assert guard._process.stdin is not None
-    guard._process.stdin.close()
+    guard.beat()
+    guard._pipe.close()
     yield
-    guard._process.wait()
     await_end(folder)
 
 
@@ -68,7 +67,7 @@ def test_snapshots_are_saved_where_no_controller_comes_back(folder: RunFolder) -
     assert sorted(found.header.step for found in list_shares(folder.rescued)) == [2, 3]
     (told,) = lines(folder.events)
     assert (told["kind"], told["step"]) == ("snapshots_rescued", 3)
-    assert "none came back within 0.01 s" in told["cause"]
+    assert "nothing was heard of the driver for 0.01 s" in told["cause"]
 
 
 def test_nothing_is_saved_where_one_comes_back_or_the_run_has_ended(folder: RunFolder) -> None:
@@ -86,6 +85,30 @@ def test_nothing_is_saved_where_one_comes_back_or_the_run_has_ended(folder: RunF
         pass
     assert not folder.rescued.exists()
     assert not folder.events.exists()
+
+
+def test_a_driver_that_falls_silent_is_as_good_as_gone(folder: RunFolder) -> None:
+    charge = Charge(run=str(folder.root), memory=str(folder.root.parent / "memory"), wait_s=60.0)
+    watch = Watch(charge, host="here")
+    assert not watch.look(1000.0, ended=False)
+    watch.heard(0.0)
+    for now_s in (10.0, 60.0, 65.0):
+        assert not watch.look(now_s, ended=False)
+    # Somebody trains, and is heard of again.
+    folder.metrics.write_text("a step\n")
+    assert not watch.look(70.0, ended=False)
+    assert not watch.look(129.0, ended=False)
+    watch.heard(129.5)
+    assert not watch.look(135.0, ended=False)
+    assert not watch.look(194.0, ended=False)
+    assert not folder.rescued.exists()
+    # Saved once, whatever follows; it stays while it may hear.
+    assert not watch.look(196.0, ended=False)
+    assert len(lines(folder.events)) == 1
+    assert not watch.look(400.0, ended=False)
+    assert watch.look(401.0, ended=True)
+    assert len(lines(folder.events)) == 1
+    assert sorted(found.header.step for found in list_shares(folder.rescued)) == [2, 3]
 
 
 def test_a_disk_that_refuses_is_told(folder: RunFolder) -> None:

