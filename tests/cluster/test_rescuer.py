@@ -44,7 +44,8 @@ def guarding(folder: RunFolder, wait_s: float) -> Rescuer:
     return Rescuer(Charge(run=str(folder.root), memory=memory, wait_s=wait_s), sys.path)
 
 
-def await_end(folder: RunFolder) -> None:
+def await_end(folder: RunFolder, guard: Rescuer) -> None:
+    guard._process.wait()  # Else it may be looked for just when its child takes its place.
     until_s = time.monotonic() + 30
     while watchers(folder):
         assert time.monotonic() < until_s
@@ -58,7 +59,7 @@ def abandoned(folder: RunFolder, wait_s: float) -> Iterator[None]:
     guard.beat()
     guard._pipe.close()
     yield
-    await_end(folder)
+    await_end(folder, guard)
 
 
 def test_snapshots_are_saved_where_no_controller_comes_back(folder: RunFolder) -> None:
@@ -71,8 +72,9 @@ def test_snapshots_are_saved_where_no_controller_comes_back(folder: RunFolder) -
 
 
 def test_nothing_is_saved_where_one_comes_back_or_the_run_has_ended(folder: RunFolder) -> None:
-    guarding(folder, 0.01).release()
-    await_end(folder)
+    guard = guarding(folder, 0.01)
+    guard.release()
+    await_end(folder, guard)
     with abandoned(folder, 60.0):
         generation = 1
         # It counts from when it notices that it is alone, which takes a moment.
