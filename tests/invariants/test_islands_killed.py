@@ -229,7 +229,7 @@ def _on_own_hosts(rank: int, config: JobConfig) -> int:
     folder = RunFolder.of(config.run)
     with built(own, rank, 2, host=f"host-{rank}", sinks=True) as (job, _):
         write_hold(folder_of(own.keep, folder, rank), Hold(wanted=6))
-        _go_to(job, 11 + rank)
+        _go_to(job, 11)
     dist.barrier()
     there = replace(own.keep, dir=str(memories[1 - rank]))
     for found in list_shares(folder_of(there, folder, 1 - rank)):
