@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.host_agent import HostAgent, Target
+from cluster.rescuer import Charge
 from cluster.watchdog.evidence import RankEvidence
 from cluster.watchdog.spy import StackDump
 
@@ -16,8 +17,10 @@ from cluster.watchdog.spy import StackDump
 class Agents:
     """Asks agents without waiting for them. Started as hosts come up, ended by `close`."""
 
-    def __init__(self, own_node: str) -> None:
+    def __init__(self, own_node: str, charge: Charge) -> None:
+        """`charge` is what each of them has looked after, should this process die."""
         self._own_node = own_node
+        self._charge = charge
         self._here = HostAgent()
         self._actors: dict[str, Any] = {}
         self._asked: dict[str, ray.ObjectRef[Any]] = {}
@@ -26,12 +29,15 @@ class Agents:
     def open(self, nodes: Sequence[str]) -> None:
         """Have an agent on each of these nodes; does not wait for it."""
         for node in nodes:
-            if node != self._own_node and node not in self._actors:
+            if node == self._own_node:
+                self._here.guard(self._charge)
+            elif node not in self._actors:
                 actor = ray.remote(max_restarts=0)(HostAgent)
                 self._actors[node] = actor.options(
                     num_cpus=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
                 ).remote()
+                self._actors[node].guard.remote(self._charge)
 
     def is_starting(self, node: str) -> bool:
         """Whether the agent there has not answered yet: that says nothing of the host."""
@@ -96,7 +102,11 @@ class Agents:
             ray.wait(refs, num_returns=len(refs), timeout=2.0)
 
     def close(self) -> None:
-        """End all agents."""
+        """End all agents, since the run has ended in order."""
+        self._here.release()
+        refs = [actor.release.remote() for actor in self._actors.values()]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=2.0)
         for actor in self._actors.values():
             ray.kill(actor, no_restart=True)
         self._actors.clear()

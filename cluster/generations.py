@@ -159,7 +159,7 @@ class Generations:
             view=self.view,
             events=self.run.folder.events,
         )
-        self._replicas.begin(places)
+        self._replicas.begin(places, islands=job.parallel.island)
         group.begin(self.run.work, specs, self.run.folder, waiting)
         self.beside.began(self._number, self.crew.actor(roster.members[0]))
         controller = Controller(

@@ -6,6 +6,7 @@ It reads files and process tables only, so it works while a rank is stuck, stopp
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.rescuer import Charge, Rescuer
 from cluster.watchdog.evidence import RankEvidence
 from cluster.watchdog.processes import process_state, thread_times
 from cluster.watchdog.spy import StackDump, dump_stacks
@@ -39,10 +41,25 @@ class HostAgent:
     def __init__(self) -> None:
         self._starvations: dict[int, Starvation] = {}
         self._boards: set[str] = set()
+        self._rescuer: Rescuer | None = None
+
+    def guard(self, charge: Charge) -> None:
+        """Have the run's snapshots here saved to disk, should its driver die and none come back."""
+        if self._rescuer is None and charge.wait_s > 0:
+            self._rescuer = Rescuer(charge, sys.path)
+
+    def release(self) -> None:
+        """The run has ended in order: what it left in memory stays there."""
+        if self._rescuer is not None:
+            self._rescuer.release()
+            self._rescuer = None
 
     def observe(self, targets: Sequence[Target]) -> dict[int, RankEvidence]:
-        """What each rank does now, by rank. Boards that are looked at no more are deleted: every
-        start of the ranks leaves some in this host's memory."""
+        """What each rank does now, by rank. That it is asked says that the driver lives. Boards that
+        are looked at no more are deleted: every start of the ranks leaves some in this host's
+        memory."""
+        if self._rescuer is not None:
+            self._rescuer.beat()
         boards = {target.board for target in targets}
         for board in self._boards - boards:
             Path(board).unlink(missing_ok=True)

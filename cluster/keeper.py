@@ -39,6 +39,9 @@ _IN_FLIGHT = 2
 class Found:
     """A share that lies on a host."""
 
+    part: str
+    """Folder of its island in the run's; empty where there are no islands."""
+
     path: str
     header: Header
 
@@ -47,7 +50,7 @@ class Found:
 class Brought:
     """Shares of one step that were copied to a host."""
 
-    headers: tuple[Header, ...]
+    shares: tuple[Found, ...]
     seconds: float
     """For which something was on its way."""
 
@@ -57,7 +60,7 @@ class Brought:
     @property
     def num_bytes(self) -> int:
         """Of all of them."""
-        return sum(header.total_bytes for header in self.headers)
+        return sum(found.header.total_bytes for found in self.shares)
 
 
 class Keeper:
@@ -70,18 +73,20 @@ class Keeper:
 
     def hold(self, wanted: int) -> None:
         """Ask the ranks of this host to keep step `wanted` for copying."""
-        self._write(Hold(wanted, read_hold(self._folder).kept))
+        for folder in self._parts():
+            _write(folder, Hold(wanted, read_hold(folder).kept))
 
     def find(self, step: int) -> list[Found]:
         """The shares of `step` that ranks of this host wrote in the newest start they took part
         in."""
-        own = [one for one in list_shares(self._folder) if one.path.name.startswith("slot-")]
-        newest = max((one.header.generation for one in own), default=0)
-        return [
-            Found(path=str(one.path), header=one.header)
-            for one in own
-            if one.header.generation == newest and one.header.step == step
+        own = [
+            Found(part=_name_of(folder, self._folder), path=str(one.path), header=one.header)
+            for folder in self._parts()
+            for one in list_shares(folder)
+            if one.path.name.startswith("slot-")
         ]
+        newest = max((one.header.generation for one in own), default=0)
+        return [one for one in own if (one.header.generation, one.header.step) == (newest, step)]
 
     def block(self, path: str, offset: int, length: int) -> NDArray[np.uint8]:
         """Bytes of a share."""
@@ -91,31 +96,41 @@ class Keeper:
         """Copy the shares of `step` from the hosts of these keepers, with a pause of `rest` times
         its length after each block."""
         pace = _Pace(rest)
-        headers: list[Header] = []
+        shares: list[Found] = []
         try:
             for other in others:
                 for found in ray.get(other.find.remote(step), timeout=_BLOCK_S):
-                    install_share(self._folder, _blocks(other, found, pace))
-                    headers.append(found.header)
+                    install_share(self._folder / found.part, _blocks(other, found, pace))
+                    shares.append(found)
         except (OSError, ShareDamaged, RayError) as error:
             problem = str(error).strip().partition("\n")[0] or type(error).__name__
-            return Brought(headers=tuple(headers), seconds=pace.seconds, problem=problem)
-        return Brought(headers=tuple(headers), seconds=pace.seconds)
+            return Brought(shares=tuple(shares), seconds=pace.seconds, problem=problem)
+        return Brought(shares=tuple(shares), seconds=pace.seconds)
 
     def settle(self, step: int, generation: int) -> None:
         """All hosts have the copies of `step` of this start: what is older goes."""
-        self._write(Hold(read_hold(self._folder).wanted, step))
-        remove_copies(self._folder, but=step)
-        remove_older(self._folder, generation)
+        for folder in self._parts():
+            _write(folder, Hold(read_hold(folder).wanted, step))
+            remove_copies(folder, but=step)
+            remove_older(folder, generation)
 
     def clean(self) -> None:
         """Delete all shares of the run on this host."""
         clean(self._folder)
 
-    def _write(self, hold: Hold) -> None:
-        # Ranks that have no folder yet will not see it, which shows when the step is looked for.
-        with suppress(OSError):
-            write_hold(self._folder, hold)
+    def _parts(self) -> list[Path]:
+        """The folder, and those of islands in it."""
+        return [self._folder, *sorted(self._folder.glob("island-*"))]
+
+
+def _write(folder: Path, hold: Hold) -> None:
+    # Ranks that have no folder yet will not see it, which shows when the step is looked for.
+    with suppress(OSError):
+        write_hold(folder, hold)
+
+
+def _name_of(part: Path, folder: Path) -> str:
+    return "" if part == folder else part.name
 
 
 class _Pace:

@@ -25,3 +25,4 @@ class Means:
     grow: Literal["auto", "never"]
     grow_after_s: float
     replica_share: float
+    rescue_after_s: float

@@ -8,7 +8,7 @@ what a lost host costs at most. Nothing here waits: `step` looks what has come, 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cluster.keeper import Brought, Keeper
 from cluster.reading import Place
 from cluster.recovery.replicas import Pace, whole_generation
 from cluster.run import Run
+from trainer.islands.lag import REMEMBERED_STEPS
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import run_folder_in_memory
 from trainer.keeping.partners import wards
@@ -55,12 +56,15 @@ class Replicas:
         config: KeepingConfig,
         *,
         share: float,
+        islands: bool,
         folder: Path,
         events: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Links carry copies for `share` of the time; `folder` is that of the run's shares."""
+        """Links carry copies for `share` of the time; `folder` is that of the run's shares.
+        `islands` says whether the run began with several."""
         self._config = config
+        self._ever_islands = islands
         self._folder = folder
         self._events = events
         self._clock = clock
@@ -68,14 +72,17 @@ class Replicas:
         self._keepers: dict[str, Any] = {}
         self._wards: Mapping[str, Sequence[str]] = {}
         self._steps_s: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._islands = 1
         self._copy: _Copy | None = None
         self._settling: list[ray.ObjectRef[Any]] = []
         self._told = False
 
-    def begin(self, places: Sequence[Place]) -> None:
-        """Ranks are put together on these hosts; copies under way are dropped."""
+    def begin(self, places: Sequence[Place], *, islands: int = 1) -> None:
+        """Ranks are put together on these hosts, as so many islands; copies under way are
+        dropped."""
         nodes = [place.node_id for place in places]
-        copies = self._config.replicas_over(len(set(nodes)))
+        copies = self._config.replicas_over(len(set(nodes)), islands=self._ever_islands)
+        self._islands = islands
         # By node: two hosts may have the same name.
         self._wards = wards(nodes, copies) if copies > 0 else {}
         for node in list(self._keepers):
@@ -126,8 +133,10 @@ class Replicas:
         )
 
     def _announce(self, step: int) -> None:
+        # What is heard of islands is some steps old, and another one may be further.
+        ahead = REMEMBERED_STEPS if self._ever_islands else 0
         wanted = self._pace.next_step(
-            step=step,
+            step=step + ahead,
             now_s=self._clock(),
             steps_s=self._steps_s,
             every=self._config.every_steps,
@@ -169,12 +178,12 @@ class Replicas:
 
     def _judge(self, copy: _Copy, brought: Sequence[Brought]) -> None:
         seconds = max((one.seconds for one in brought), default=0.0)
-        headers = [header for one in brought for header in one.headers]
-        generation = whole_generation(headers, step=copy.step)
+        shares = [(found.part, found.header) for one in brought for found in one.shares]
+        generation = whole_generation(shares, step=copy.step, islands=self._islands)
         if generation is None:
             self._pace.failed(self._clock(), seconds)
             problems = sorted({one.problem for one in brought if one.problem})
-            if headers or problems:  # Ranks that keep nothing say so themselves.
+            if shares or problems:  # Ranks that keep nothing say so themselves.
                 self._tell_failure(copy.step, problems)
             return
         self._pace.copied(copy.began_s, seconds)
@@ -209,11 +218,10 @@ class Replicas:
 def open_replicas(run: Run, *, share: float) -> Replicas:
     """Of the run's own shares."""
     keep, root = run.job.keep, run.folder.root
-    if run.job.parallel.island > 1:
-        keep = replace(keep, replica_hosts=0)  # As trainer/keeping/rules.py says.
     return Replicas(
         keep,
         share=share,
+        islands=run.job.parallel.island > 1,
         folder=run_folder_in_memory(keep.dir, name=root.name, run_root=root),
         events=run.folder.events,
     )

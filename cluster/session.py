@@ -23,6 +23,7 @@ from cluster.ray_connect import connected
 from cluster.reading import Outcome
 from cluster.recovery.budget import Allowance
 from cluster.recovery.config import RecoveryConfig
+from cluster.rescuer import Charge
 from cluster.rl.setup import RolloutMeans, conducting, rollout_means
 from cluster.run import Run
 from cluster.signals import StopSignals
@@ -32,6 +33,7 @@ from cluster.waiting import Phases, Waiting
 from cluster.watchdog.watch import Watchdog
 from trainer.errors import InfrastructureError
 from trainer.keeping.config import KeepingConfig
+from trainer.keeping.folder import run_folder_in_memory
 from trainer.reads import ReadLog, require_read
 from trainer.rl.config import RolloutConfig
 
@@ -95,6 +97,7 @@ def settings_of(
             grow=recovery.grow,
             grow_after_s=recovery.grow_after_s,
             replica_share=keep.replica_share,
+            rescue_after_s=recovery.rescue_after_s,
         ),
         address=config.address,
         placing_s=config.deadlines.placing_s,
@@ -187,11 +190,19 @@ def people(
     by_id = {node.node_id: node for node in nodes}
     nodes_of = {b: by_id[n] for b, n in nodes_of_bundles(group).items()}
     waiting = phases.begin("starting", deadline_s=settings.means.starting_s)
-    agents = made.enter_context(closing(Agents(node_of_driver(nodes).node_id)))
+    charge = charge_of(run, settings.means.rescue_after_s)
+    agents = made.enter_context(closing(Agents(node_of_driver(nodes).node_id, charge)))
     crew = made.enter_context(closing(Crew(group, needs, run.folder, run.work)))
     agents.open(sorted({node.node_id for node in nodes_of.values()}))
     start(crew, nodes_of, needs.first_rollout_bundle, waiting)
     return agents, crew
+
+
+def charge_of(run: Run, wait_s: float) -> Charge:
+    """What is left of the run should this process die."""
+    root = run.folder.root
+    memory = run_folder_in_memory(run.job.keep.dir, name=root.name, run_root=root)
+    return Charge(run=str(root), memory=str(memory), wait_s=wait_s)
 
 
 def node_of_driver(nodes: Sequence[Node]) -> Node:

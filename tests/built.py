@@ -25,13 +25,17 @@ def built(
     *,
     ranks_per_host: int = 1,
     islands: tuple[int, ...] = (),
+    host: str | None = None,
     sinks: bool = False,
 ) -> Iterator[tuple[Job, list[StepReport]]]:
     """The job and what it reports. The ranks have met, and all enter alike. `ranks_per_host` is
-    what they are told, whatever is true, and `islands` those that go on. With `sinks`, rank 0
+    what they are told, whatever is true, as is the name of the `host`; `islands` are those that go
+    on. With `sinks`, rank 0
     writes metrics.jsonl and plans.jsonl."""
+    here = RankEnvironment.on_this_machine(rank, ranks, 0)
     environment = replace(
-        RankEnvironment.on_this_machine(rank, ranks, 0),
+        here,
+        host=host or here.host,
         local_world_size=ranks_per_host,
         islands=islands,
     )

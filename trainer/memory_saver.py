@@ -11,7 +11,7 @@ from trainer.checkpoint.share import State, local_part
 from trainer.islands.exchange import Islands
 from trainer.keeping.folder import clean
 from trainer.keeping.snapshots import Snapshots
-from trainer.run_folder import append_event
+from trainer.run_folder import RunFolder, append_event
 from trainer.state import copied_tensors, live_tensors
 from trainer.unsent import Unsent
 
@@ -28,23 +28,23 @@ class MemorySaver:
         *,
         interval_steps: int,
         folder: Path,
+        run: RunFolder,
         assembly: Assembly,
         islands: Islands | None,
         unsent: Unsent,
         describe_run: Describe,
         environment: RankEnvironment,
-        events: Path,
     ) -> None:
         """`snapshots` is None where there are none; then nothing is done."""
         self._snapshots = snapshots
         self._interval_steps = interval_steps
         self._folder = folder
+        self._run = run
         self._assembly = assembly
         self._islands = islands
         self._unsent = unsent
         self._describe_run = describe_run
         self._environment = environment
-        self._events = events
         self._live: State = {}
 
     def settle(self) -> float:
@@ -100,6 +100,8 @@ class MemorySaver:
 
     def finish(self) -> None:
         """Free this host's memory: called when the last checkpoint is on disk."""
+        if self._environment.rank == 0:
+            clean(self._run.rescued)
         if self._environment.local_rank == 0:
             clean(self._folder)
 
@@ -110,7 +112,7 @@ class MemorySaver:
 
     def _give_up(self, step: int, snapshots: Snapshots) -> None:
         append_event(
-            self._events,
+            self._run.events,
             now_s=time.time(),
             kind="snapshots_off",
             step=step,

@@ -57,6 +57,11 @@ class RunFolder:
         return self.root / "snapshots.json"
 
     @property
+    def rescued(self) -> Path:
+        """Snapshots that were saved to disk after their driver had gone."""
+        return self.root / "rescued"
+
+    @property
     def rollbacks(self) -> Path:
         """Steps that were undone and are not to be trained on again."""
         return self.root / "rollbacks.json"

@@ -24,6 +24,7 @@ from trainer.islands.memory import island_folder
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import clean, run_folder_in_memory
 from trainer.keeping.record import Record, next_start, read_record, write_record
+from trainer.keeping.rescue import keep_newest
 from trainer.keeping.slot import Owner
 from trainer.keeping.snapshots import Snapshots
 from trainer.keeping.source import SnapshotSource, find_snapshots
@@ -38,6 +39,11 @@ def folder_of(config: KeepingConfig, folder: RunFolder, island: int | None = Non
     """Where the snapshots of a run are, or those of one of its islands, on every host."""
     base = run_folder_in_memory(config.dir, name=folder.root.name, run_root=folder.root)
     return base if island is None else island_folder(base, island)
+
+
+def rescued_of(folder: RunFolder, island: int | None = None) -> Path:
+    """The same for snapshots that were saved to disk after their driver had gone."""
+    return folder.rescued if island is None else island_folder(folder.rescued, island)
 
 
 def find_own_snapshots(
@@ -67,6 +73,7 @@ def find_own_snapshots(
             rank=environment.rank,
             host=environment.host,
             group=group,
+            rescued=rescued_of(folder, island),
         )
     except RanksFailed as failure:
         raise ResourceError(f"snapshots cannot be looked for: {failure}") from failure
@@ -114,12 +121,12 @@ def open_memory_saver(
         snapshots,
         interval_steps=config.every_steps,
         folder=folder_of(config, folder),
+        run=folder,
         assembly=assembly,
         islands=islands,
         unsent=unsent,
         describe_run=describe_kept,
         environment=environment,
-        events=folder.events,
     )
 
 
@@ -145,6 +152,11 @@ def open_snapshots(
         _forget_all(folder, environment, group, in_memory)
         return None
     record = begin_start(folder, environment, group, forget=forget)
+    if environment.rank == 0:
+        if forget:
+            clean(folder.rescued)
+        keep_newest(folder.rescued)
+        _forget_other_kind(folder.rescued, several=islands is not None)
     if environment.local_rank == 0:
         if forget:
             clean(in_memory)
@@ -183,6 +195,7 @@ def _forget_all(
     """A run that makes no more snapshots must not be overtaken later by its old ones."""
     if environment.rank == 0 and read_record(folder.snapshots) is not None:
         folder.snapshots.unlink()
+        clean(folder.rescued)
     if environment.local_rank == 0:
         clean(in_memory)
     exchange(group, None)

@@ -28,7 +28,7 @@ def fitting_copies(
 ) -> tuple[int, str]:
     """On how many other hosts copies of each host's snapshots are kept, and why it is none where
     the recipe would leave room for some. All ranks call it and get the same answer. Slots have
-    `reserve_bytes` for what is not planned; `islands` have no copies.
+    `reserve_bytes` for what is not planned; `islands` says that there are several.
 
     Raises ResourceError where hosts lack the room for what the recipe demands.
     """
@@ -38,10 +38,9 @@ def fitting_copies(
     )
     told = exchange(group, {"host": environment.host, "slot_bytes": slot})
     sizes = [(str(one["host"]), int(one["slot_bytes"])) for one in told]
-    copies = config.replicas_over(len({host for host, _ in sizes}))
-    note = without_copies(copies, islands=islands)
-    if note:
-        copies = 0
+    hosts = len({host for host, _ in sizes})
+    copies = config.replicas_over(hosts, islands=islands)
+    note = without_copies(config, hosts=hosts, islands=islands)
     problem = _problem(config, sizes, copies, environment, group)
     if problem and copies and config.replica_hosts == "auto":
         without = _problem(config, sizes, 0, environment, group)

@@ -44,11 +44,20 @@ class RecoveryConfig:
     grow_after_s: float = 30.0
     """Seconds from a change of ranks until room is looked for; they double with every loss."""
 
+    rescue_after_s: float = 60.0
+    """Seconds without a word of the driver until a host saves its snapshots to disk, unless a new
+    driver has gone on from them; 0 leaves them in memory."""
+
     def __post_init__(self) -> None:
         if self.max_restarts < 0:
             raise ValueError(f"recovery.max_restarts must not be negative, got {self.max_restarts}")
         if self.cordon_after < 0:
             raise ValueError(f"recovery.cordon_after must not be negative, got {self.cordon_after}")
+        if self.rescue_after_s < 0:
+            raise ValueError(
+                f"recovery.rescue_after_s must not be negative, got {self.rescue_after_s}; 0 saves "
+                "nothing"
+            )
         if self.min_workers < 1:
             raise ValueError(f"recovery.min_workers must be at least 1, got {self.min_workers}")
         for name in (

@@ -4,7 +4,8 @@ Guarantees, each asserted in tests/cluster/recovery/test_replicas.py:
 - of all time, links carry copies for no more than the share that is allowed, after the first one;
 - a step is chosen so far ahead that every rank hears of it before it comes;
 - after copies that failed, the next try waits longer each time, up to a minute, until one succeeds;
-- a step is whole where shares of all ranks of one start were brought, and of no other start.
+- a step is whole where shares of all ranks of one start were brought, those of every island, and of
+  no other start.
 """
 
 import math
@@ -51,13 +52,15 @@ class Pace:
         return -(-(step + ahead) // every) * every
 
 
-def whole_generation(headers: Iterable[Header], *, step: int) -> int | None:
-    """The start of which all ranks' shares of `step` are among `headers`; None where there is
-    none."""
-    found: dict[tuple[str, int, int], set[int]] = {}
-    for header in headers:
+def whole_generation(
+    shares: Iterable[tuple[str, Header]], *, step: int, islands: int = 1
+) -> int | None:
+    """The start of which all ranks' shares of `step` are among `shares`, which name the island of
+    each; None where there is none."""
+    found: dict[tuple[str, int, int], set[tuple[str, int]]] = {}
+    for island, header in shares:
         if header.step == step:
             key = (header.run, header.generation, header.ranks)
-            found.setdefault(key, set()).add(header.rank)
-    whole = [key for key, ranks in found.items() if len(ranks) == key[2]]
+            found.setdefault(key, set()).add((island, header.rank))
+    whole = [key for key, ranks in found.items() if len(ranks) == islands * key[2]]
     return max((generation for _, generation, _ in whole), default=None)

@@ -59,6 +59,7 @@ PURE = (
     "recipes/schema.py",
 )
 LIGHT = (
+    "cluster/rescuer.py",
     "cluster/rewards/*.py",
     "cluster/watchdog/*.py",
     "comms/telemetry/reading.py",
@@ -77,6 +78,7 @@ LIGHT = (
     "trainer/keeping/header.py",
     "trainer/keeping/hold.py",
     "trainer/keeping/record.py",
+    "trainer/keeping/rescue.py",
     "trainer/metrics.py",
     "trainer/model/size.py",
     "trainer/reads.py",

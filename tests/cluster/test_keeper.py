@@ -30,19 +30,19 @@ def test_shares_come_whole_and_the_older_ones_go(local_cluster: None, tmp_path: 
         snapshots.settle()
         if step > 4:
             brought = bring(other, step, own)
-            assert [header.step for header in brought.headers] == [step]
+            assert [found.header.step for found in brought.shares] == [step]
             assert brought.num_bytes > 0
             assert not brought.problem
     assert shares(second) == {"copy-00000005": 5, "copy-00000006": 6}
 
     # A step that is gone is missing, and what is damaged on the way is not taken.
-    assert bring(other, 4, own).headers == ()
+    assert bring(other, 4, own).shares == ()
     newest = next(found for found in list_shares(first) if found.header.step == 5)
     with newest.path.open("r+b") as file:
         file.seek(newest.header.payload_begin)
         file.write(b"damaged!")
     damaged = bring(other, 5, own)
-    assert damaged.headers == ()
+    assert damaged.shares == ()
     assert "damaged" in damaged.problem
     assert check_share(next(f.path for f in list_shares(second) if f.header.step == 5)).step == 5
 
@@ -54,3 +54,16 @@ def test_shares_come_whole_and_the_older_ones_go(local_cluster: None, tmp_path: 
     ray.get(own.clean.remote())
     assert not first.exists()
     snapshots.close()
+
+    # Islands have folders of their own, with ranks of the same numbers.
+    islands = [snapshots_of(first / f"island-{n}", mixed_state(n), generation=4) for n in range(2)]
+    for island in islands:
+        island.capture(7, mixed_state(7), {"step": 7})
+        island.settle()
+        island.close()
+    assert [found.part for found in bring(other, 7, own).shares] == ["island-0", "island-1"]
+    ray.get([other.hold.remote(8), other.settle.remote(7, 4)])
+    assert shares(second) == {}
+    for number in range(2):
+        assert shares(second / f"island-{number}") == {"copy-00000007": 7}
+        assert read_hold(second / f"island-{number}") == Hold(wanted=8, kept=7)

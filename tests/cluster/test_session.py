@@ -1,6 +1,8 @@
-"""A driver that is killed: its ranks end by themselves, and the same command goes on."""
+"""A driver that is killed: its ranks end by themselves, and the same command goes on, from memory
+or, where that is gone as well, from what was saved to disk meanwhile."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 150
+STEPS = 300
 ENDED_WITHIN_S = 30.0
 
 
@@ -27,7 +29,8 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
         *(sys.executable, "-m", "recipes.cli", "run", "debug_cpu"),
         f"cluster.address={ray.get_runtime_context().gcs_address}",
         *(f"run.dir={folder}", "run.name=run", f"data.cache_dir={folder}/cache"),
-        *(f"train.steps={STEPS}", "checkpoint.interval_steps=25", f"keep.dir={folder}"),
+        *(f"train.steps={STEPS}", "checkpoint.interval_steps=250", f"keep.dir={folder}"),
+        "recovery.rescue_after_s=0.5",
     ]
     with (folder / "driver.log").open("ab") as log:
         return subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
@@ -44,6 +47,10 @@ def alive(process: int) -> bool:
     return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
+def told(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    return [event for event in lines(folder.events) if event["kind"] == kind]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ranks_end_with_their_driver_and_the_next_one_goes_on(
@@ -57,21 +64,36 @@ def test_ranks_end_with_their_driver_and_the_next_one_goes_on(
     assert second.wait(60) == ExitCode.RECIPE
     assert "another driver is running" in (tmp_path / "driver.log").read_text()
     wait_for(lambda: len(lines(folder.metrics)) >= 5, "five steps", 120)
-    (started,) = [event for event in lines(folder.events) if event["kind"] == "ranks_started"]
+    (started,) = told(folder, "ranks_started")
     processes = [rank["process"] for rank in started["ranks"]]
     # A rank that stands still cannot notice anything by itself.
     os.kill(processes[1], signal.SIGSTOP)
     driver.kill()
     driver.wait()
-    next_driver = start(tmp_path)
+    first = len(lines(folder.metrics))
+    wait_for(lambda: not any(map(alive, processes)), "ranks without a driver", ENDED_WITHIN_S)
+    wait_for(lambda: told(folder, "snapshots_rescued"), "snapshots on disk", ENDED_WITHIN_S)
+    # The host has lost its memory, and the second driver is killed as well.
+    for kept in tmp_path.glob("braid-*"):
+        shutil.rmtree(kept)
+    driver = start(tmp_path)
+    wait_for(lambda: len(told(folder, "resumed")) == 1, "a driver that goes on", 120)
+    wait_for(lambda: len(lines(folder.metrics)) >= first + 20, "more steps", 120)
+    driver.kill()
+    driver.wait()
+    second = len(lines(folder.metrics))
+    driver = start(tmp_path)
     try:
-        wait_for(lambda: not any(map(alive, processes)), "ranks without a driver", ENDED_WITHIN_S)
-        code = next_driver.wait(200)
+        code = driver.wait(200)
     finally:
-        next_driver.kill()
-        next_driver.wait()
+        driver.kill()
+        driver.wait()
     assert code == ExitCode.DONE, (tmp_path / "driver.log").read_text()
     assert [line["step"] for line in lines(folder.metrics)] == list(range(1, STEPS + 1))
-    (resumed,) = [event for event in lines(folder.events) if event["kind"] == "resumed"]
-    assert resumed["place"] == "memory"
+    from_disk, from_memory = told(folder, "resumed")
+    assert Path(from_disk["path"]).is_relative_to(folder.rescued)
+    assert from_disk["step"] >= first - 1
+    assert not Path(from_memory["path"]).is_relative_to(folder.root)
+    assert from_memory["step"] >= second - 1
     assert not list(tmp_path.glob("braid-*"))
+    assert not folder.rescued.exists()

@@ -1,6 +1,7 @@
 """Invariant 3 with islands and with compressed replicas: what a kill costs is a step."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from tests.jobs import start_ranks, tiny_job, train_on_ranks
 from tests.ranks import run_on_ranks
 from trainer.config import JobConfig, TrainConfig
 from trainer.job import Job
-from trainer.keeping.folder import list_shares
+from trainer.keeping.config import KeepingConfig
+from trainer.keeping.folder import install_share, list_shares, read_share
+from trainer.keeping.hold import Hold, write_hold
 from trainer.loop import train
 from trainer.run_folder import RunFolder
 from trainer.snapshot_opening import folder_of
@@ -215,3 +218,42 @@ def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
     losses = _losses(config)
     assert len(losses) == 20
     assert losses[-1] < losses[0]
+
+
+def _on_own_hosts(rank: int, config: JobConfig) -> int:
+    """Each island on a host of its own; one of them is lost and replaced. The step that this one
+    goes on from."""
+    memories = [Path(config.keep.dir) / f"host-{number}" for number in range(2)]
+    memories[rank].mkdir()
+    own = replace(config, keep=KeepingConfig(dir=str(memories[rank]), replica_hosts=1))
+    folder = RunFolder.of(config.run)
+    with built(own, rank, 2, host=f"host-{rank}", sinks=True) as (job, _):
+        write_hold(folder_of(own.keep, folder, rank), Hold(wanted=6))
+        _go_to(job, 11)
+    dist.barrier()
+    there = replace(own.keep, dir=str(memories[1 - rank]))
+    for found in list_shares(folder_of(there, folder, 1 - rank)):
+        if found.header.step == 6:
+            install_share(folder_of(own.keep, folder, 1 - rank), read_share(found.path))
+    dist.barrier()
+    if rank == 1:
+        shutil.rmtree(memories[1])
+        memories[1].mkdir()
+    with built(own, rank, 2, host=f"host-{rank}", sinks=True) as (job, _):
+        begun = job.progress.step
+        train(job)
+    return begun
+
+
+@pytest.mark.timeout(240)
+def test_an_island_whose_host_is_lost_takes_all_back_to_its_copies(tmp_path):
+    config = tiny_job(
+        tmp_path,
+        train=replace(TRAIN, steps=18),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=ISLAND),
+    )
+    train_on_ranks(_whole(config), 2)
+    assert run_on_ranks(2, _on_own_hosts, config) == [6, 6]
+    assert not _events(config, "islands_changed")
+    assert _losses(config) == _losses(_whole(config))

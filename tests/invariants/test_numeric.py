@@ -4,6 +4,7 @@ been: in the running processes, and when they are killed right after it."""
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.jobs import start_ranks, tiny_job, train_on_ranks
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.folder import list_complete, step_name
 from trainer.config import JobConfig, RunConfig, TrainConfig
+from trainer.errors import NumericError
 from trainer.numeric.config import NumericConfig
 from trainer.numeric.planted import Planted, write_planted
 from trainer.run_folder import RunFolder
@@ -32,8 +34,20 @@ def _job(folder: Path, name: str, numeric: NumericConfig) -> JobConfig:
 
 def _spiking(folder: Path, name: str) -> JobConfig:
     config = _job(folder, name, NumericConfig(on_spike="rollback", rollback_steps=4))
-    write_planted(RunFolder.of(config.run).planted, SPIKE)
+    _plant(config, SPIKE)
     return config
+
+
+def _plant(config: JobConfig, planted: Planted) -> None:
+    write_planted(RunFolder.of(config.run).planted, planted)
+
+
+def _fails(config: JobConfig, *, nan_at: int) -> str:
+    """Go on until a gradient that is not finite ends the run; how that is told."""
+    _plant(config, Planted(step=nan_at, rank=0, factor="nan"))
+    with pytest.raises(NumericError) as ended:
+        train_on_ranks(config, 1)
+    return str(ended.value)
 
 
 def _lines(path: Path) -> list[dict]:
@@ -91,3 +105,31 @@ def test_a_rollback_undoes_a_spike_once_and_for_all(tmp_path):
     assert {step: found[step] for step in wanted} == wanted
     assert not set(UNDONE) & set(found)
     assert len(_events(killed, "rolled_back")) == 1
+
+
+@pytest.mark.timeout(240)
+def test_numbers_that_are_not_finite_lead_back_once_and_then_end_the_run(tmp_path):
+    undone = tuple(range(5, 11))
+    without = _job(tmp_path, "without", NumericConfig(skip_steps=undone))
+    train_on_ranks(without, 1)
+    wanted = {step: loss for step, loss in _losses(without).items() if step > 10}
+
+    rolling = NumericConfig(on_nan="rollback", rollback_steps=4, max_rollbacks=1)
+    run = _job(tmp_path, "run", rolling)
+    _plant(run, Planted(step=10, rank=0, factor="nan"))
+    outcome, _ = train_on_ranks(run, 1, stop_after=13)
+    assert (outcome.kind, outcome.step) == ("stopped", 13)
+    (back,) = _events(run, "rolled_back")
+    assert (back["step"], back["not_trained"]) == (10, [5, 10])
+    # The budget is that of the whole run, whatever starts it has.
+    assert "after 1 rollbacks (numeric.max_rollbacks=1)" in _fails(run, nan_at=16)
+    stopping = replace(run, numeric=replace(rolling, on_nan="stop"))
+    assert "numeric.on_nan=stop" in _fails(stopping, nan_at=19)
+    faults = [(fault["step"], fault["action"]) for fault in _events(run, "numeric_fault")]
+    assert faults == [(10, "rollback"), (16, "stop"), (19, "stop")]
+    RunFolder.of(run.run).planted.unlink()
+    outcome, _ = train_on_ranks(run, 1)
+    found = _losses(run)
+    assert outcome.step == 28
+    assert {step: found[step] for step in wanted} == wanted
+    assert [event["step"] for event in _events(run, "resumed")] == [13, 15, 18]

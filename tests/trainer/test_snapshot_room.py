@@ -23,12 +23,14 @@ def _copies_of_two_hosts(rank: int, folder: str):
     config = KeepingConfig(dir=folder)
     plain = fitting_copies(config, share, environment, group)
     islands = fitting_copies(config, share, environment, group, islands=True)
+    asked = replace(config, replica_hosts=1)
+    assert fitting_copies(asked, share, environment, group, islands=True) == (1, "")
     with pytest.raises(ResourceError, match="snapshots of 1 ranks need") as refused:
         fitting_copies(config, share, environment, group, reserve_bytes=TOO_MUCH_BYTES)
     return plain, islands, str(refused.value)
 
 
-def test_what_was_not_sent_needs_room_and_islands_have_no_copies(tmp_path):
+def test_what_was_not_sent_needs_room_and_islands_have_copies_where_asked(tmp_path):
     found = run_on_ranks(2, _copies_of_two_hosts, str(tmp_path))
     assert found[0] == found[1]
     plain, islands, refused = found[0]

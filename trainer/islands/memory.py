@@ -3,7 +3,8 @@
 Guarantees, asserted in tests/invariants/test_islands_killed.py:
 - a run whose ranks are killed goes on bitwise, in mid-exchange too, whichever island was ahead;
 - without the ranks of an island the others go on from their own snapshots;
-- an island whose snapshot is gone goes on from what the islands agreed on.
+- an island whose snapshot is gone goes on from what the islands agreed on;
+- where there are copies of it on another host, all go back to their step, and lose nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,10 +68,12 @@ def find_kept(
         for number in islands.members
         if (found := _first_whole(sources.get(number, ()), group)) is not None
     }
-    reunion = reunite(islands.members, {n: _standing(c) for n, c in chosen.items()})
-    if reunion is None:
-        return None
-    return Kept(reunion=reunion, chosen={n: chosen[n] for n in sorted(reunion.standings)})
+    kept = _kept(islands.members, chosen)
+    if kept is None or not kept.reunion.joining:
+        return kept
+    generation = kept.reunion.standings[kept.reunion.furthest].generation
+    together = _of_one_step(sources, islands.members, generation, group)
+    return (together and _kept(islands.members, together)) or kept
 
 
 def load_kept(
@@ -147,6 +150,34 @@ class _Wanted:
         """Give the parameters of who joins their values."""
         for stored, name in self._parameters.items():
             self._own[stored].copy_(self.slots.tensors[_GLOBAL + name])
+
+
+def _kept(members: Sequence[int], chosen: Mapping[int, Chosen]) -> Kept | None:
+    reunion = reunite(members, {n: _standing(c) for n, c in chosen.items()})
+    if reunion is None:
+        return None
+    return Kept(reunion=reunion, chosen={n: chosen[n] for n in sorted(reunion.standings)})
+
+
+def _of_one_step(
+    sources: Mapping[int, Sequence[SnapshotSource]],
+    members: Sequence[int],
+    generation: int,
+    group: ProcessGroup,
+) -> dict[int, Chosen] | None:
+    """The newest step that every island has a whole snapshot of, by that start of the run: what is
+    older was gone on from without some of them."""
+    by_step = {
+        number: {s.step: s for s in sources.get(number, ()) if s.generation == generation}
+        for number in members
+    }
+    common = set.intersection(*(set(steps) for steps in by_step.values()))
+    for step in sorted(common, reverse=True):
+        found = {number: _first_whole([by_step[number][step]], group) for number in members}
+        whole = {number: chosen for number, chosen in found.items() if chosen is not None}
+        if len(whole) == len(members):
+            return whole
+    return None
 
 
 def _first_whole(sources: Sequence[SnapshotSource], group: ProcessGroup) -> Chosen | None:

@@ -18,8 +18,8 @@ class KeepingConfig:
 
     replica_hosts: int | Literal["auto"] = "auto"
     """Other hosts that hold copies of each host's snapshots in their memory, so that a host can be
-    lost; 0 for none. `auto` is one where there are several hosts and room for it, else none;
-    several islands have none."""
+    lost; 0 for none. `auto` is one where there are several hosts and room for it, else none; with
+    several islands it is none, since all of them would go back to the copies of one."""
 
     replica_share: float = 0.03
     """Share of the time in which links between hosts may carry these copies: it says how old they
@@ -57,8 +57,9 @@ class KeepingConfig:
         """Steps between snapshots where they are made; 0 for never."""
         return 1 if self.interval_steps == "auto" else self.interval_steps
 
-    def replicas_over(self, hosts: int) -> int:
+    def replicas_over(self, hosts: int, *, islands: bool = False) -> int:
         """Hosts that are to hold copies of each host's snapshots, where there are `hosts`."""
         if not self.every_steps:
             return 0
-        return min(1 if self.replica_hosts == "auto" else self.replica_hosts, hosts - 1)
+        wanted = int(not islands) if self.replica_hosts == "auto" else self.replica_hosts
+        return min(wanted, hosts - 1)

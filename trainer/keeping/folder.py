@@ -19,6 +19,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,14 +54,16 @@ def rank_folder(folder: Path, *, generation: int, rank: int, ranks: int) -> Path
     return folder / f"generation-{generation:08d}" / f"rank-{rank:05d}-of-{ranks:05d}"
 
 
-def make_folder(folder: Path, inner: Path) -> None:
+def make_folder(folder: Path, inner: Path, *, trusted: bool = False) -> None:
     """Create `folder`, for this user alone, and `inner` in it.
 
     Raises PermissionError where somebody else owns it: in a folder that all may write to, others
-    could leave weights of their own.
+    could leave weights of their own. One in a run's folder is `trusted`: file systems of a network
+    may name other owners.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_own(folder)
+    if not trusted:
+        require_own(folder)
     inner.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
@@ -83,11 +86,13 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def list_shares(folder: Path) -> list[FoundShare]:
-    """All shares on this host that are not being written, of whatever run, start and step."""
+def list_shares(folder: Path, *, trusted: bool = False) -> list[FoundShare]:
+    """All shares on this host that are not being written, of whatever run, start and step. Raises
+    as `make_folder` does."""
     if not folder.is_dir():
         return []
-    require_own(folder)
+    if not trusted:
+        require_own(folder)
     found = []
     for path in sorted(folder.glob("generation-*/rank-*/*")):
         if not _SHARE.fullmatch(path.name):
@@ -117,7 +122,9 @@ def read_share(path: Path) -> Iterator[bytes]:
             raise ShareDamaged(f"{path} changed while it was read")
 
 
-def install_share(folder: Path, blocks: Iterable[bytes], *, copies: int = 2) -> Path:
+def install_share(
+    folder: Path, blocks: Iterable[bytes], *, copies: int = 2, trusted: bool = False
+) -> Path:
     """Write a share that `read_share` read, check it, and give it its name; its path.
 
     Of each rank, the `copies` newest stay. Raises ShareDamaged where it is not whole, OSError where
@@ -127,8 +134,9 @@ def install_share(folder: Path, blocks: Iterable[bytes], *, copies: int = 2) -> 
     page = next(rest, b"")
     header = unpack(page)
     place = rank_folder(folder, generation=header.generation, rank=header.rank, ranks=header.ranks)
-    make_folder(folder, place)
-    aside = place / f".incoming-{os.getpid()}-{header.step:08d}"
+    make_folder(folder, place, trusted=trusted)
+    # Hosts that share a disk have processes of the same number.
+    aside = place / f".incoming-{socket.gethostname()}-{os.getpid()}-{header.step:08d}"
     try:
         with aside.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, header.total_bytes)

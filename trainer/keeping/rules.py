@@ -1,10 +1,9 @@
 """Pure: which snapshots in memory go with which runs. Neither torch nor ray.
 
 Guarantees, each asserted in tests/trainer/keeping/test_rules.py:
-- islands have a snapshot of every step, or none;
-- islands have no copies on other hosts: where the recipe demands them it is refused, where it
-  leaves that open it is told;
-- what is refused names the nearest that goes.
+- islands have a snapshot of every step, or none; what is refused names the nearest that goes;
+- islands have copies on other hosts only where the recipe demands them; where it leaves that open,
+  it is told what would be.
 """
 
 from trainer.keeping.config import KeepingConfig
@@ -20,20 +19,15 @@ def problem_of(keep: KeepingConfig, *, islands: int) -> str | None:
             " islands go on from snapshots of different steps, which belong together only where "
             "each keeps every step; leave it at auto, or set it to 1 or 0"
         )
-    if keep.replica_hosts != "auto" and keep.replica_hosts:
-        return (
-            f"keep.replica_hosts={keep.replica_hosts} does not go with parallel.island={islands}: "
-            f"{_WHY}; leave it at auto, or set it to 0"
-        )
     return None
 
 
-def without_copies(copies: int, *, islands: bool) -> str:
-    """Why there are none on other hosts where `copies` would be kept; empty where they are."""
-    return f"keep.replica_hosts=auto is 0 with islands: {_WHY}" if islands and copies else ""
-
-
-_WHY = (
-    "a copy is some seconds old, and cannot belong to the newest steps of other islands. An island "
-    "whose host is lost joins the others, or they go on without it"
-)
+def without_copies(keep: KeepingConfig, *, hosts: int, islands: bool) -> str:
+    """Why none are kept on other hosts where a run without islands would have some; else empty."""
+    if not islands or keep.replica_hosts != "auto" or not keep.replicas_over(hosts):
+        return ""
+    return (
+        "keep.replica_hosts=auto is 0 with islands: an island whose host is lost joins the others, "
+        "or they go on without it. With keep.replica_hosts=1 nothing that it learned is lost, and "
+        "all islands go back to the step of the copies, which is some seconds old"
+    )

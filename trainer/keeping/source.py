@@ -34,7 +34,7 @@ class SnapshotSource:
     place = "memory"
 
     def __init__(self, common: CommonStep, folder: Path, *, run: str, rank: int, host: str) -> None:
-        self.path = folder / f"generation-{common.generation:08d}" / f"step-{common.step:08d}"
+        self.path = Path(common.shares[0][0].path).parents[1] / f"step-{common.step:08d}"
         self.step = common.step
         self.generation = common.generation
         self._common = common
@@ -168,18 +168,28 @@ class SnapshotSource:
 
 
 def find_snapshots(
-    folder: Path, *, run: str, valid_from: int, rank: int, host: str, group: ProcessGroup | None
+    folder: Path,
+    *,
+    run: str,
+    valid_from: int,
+    rank: int,
+    host: str,
+    group: ProcessGroup | None,
+    rescued: Path | None = None,
 ) -> list[SnapshotSource]:
     """Every snapshot of `run` that all ranks together can restore, the one to prefer first.
 
-    All ranks call it. Starts before generation `valid_from` are not looked at. Raises RanksFailed
-    where a rank may not read its folder.
+    All ranks call it. `rescued` is a folder that holds further shares. Starts before generation
+    `valid_from` are not looked at. Raises RanksFailed where a rank may not read its folder.
     """
 
     def own() -> list[dict[str, Any]]:
         return [
             asdict(_held(found, rank, host))
-            for found in list_shares(folder)
+            for found in (
+                *list_shares(folder),
+                *([] if rescued is None else list_shares(rescued, trusted=True)),
+            )
             if found.header.run == run and found.header.generation >= valid_from
         ]
 

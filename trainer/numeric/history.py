@@ -3,7 +3,9 @@
 Guarantees, each asserted in tests/trainer/numeric/test_history.py:
 - noise, decay, warm-up, and batches of now long, now short sequences raise nothing, whatever the
   seed;
-- a spike is found in the step that has it;
+- a spike is found in the step that has it, a gradient that is several times the usual for a while
+  in its third step;
+- a single batch with such a gradient, and a loss like that of others, is none;
 - a level that lasts becomes the usual one where steps are trained on;
 - a history takes the same room in JSON at every step, and comes back from it bit by bit.
 """
@@ -39,6 +41,17 @@ _NORM_SUPPORT = 2.5
 _NORM_FLOOR = 0.2
 """Least deviation of the logarithm of gradient norms, which vary by factors."""
 
+_NORM_ALONE = math.log(30.0)
+"""So far above its median a gradient is a spike whatever the loss. Below, the loss must be high as
+well: single batches of rare text have ten times the gradient in a healthy run, clipping bounds what
+they do, and what they harm shows in the next loss."""
+
+_LOSS_SUPPORT = 4.0
+"""Deviations from which a loss is high enough for that, where no recent one was higher."""
+
+_LASTING_STEPS = 3
+"""Or the gradient is large in so many steps in a row."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class History:
@@ -67,20 +80,14 @@ def spike_cause(
     """Why a step with these finite numbers is a spike, in a sentence; None where it is none."""
     if len(history.losses) < FIRST_STEPS:
         return None
-    usual = median(history.losses)
     norms = [math.log(norm) for norm in history.grad_norms if norm > 0.0]
     norm = math.log(grad_norm) if grad_norm > 0.0 and len(norms) >= FIRST_STEPS else None
-    supported = norm is not None and norm - median(norms) > _NORM_SUPPORT * _sigma(
-        norms, _NORM_FLOOR
-    )
-    if (supported or loss - usual > _ALONE * abs(usual)) and _outside(
-        loss, history.losses, floor=_LOSS_FLOOR * abs(usual), deviations=deviations
-    ):
+    if _loss_spikes(history.losses, loss, norms, norm, deviations=deviations):
         return (
-            f"loss {loss:.6g} against a median of {usual:.6g} over the last "
+            f"loss {loss:.6g} against a median of {median(history.losses):.6g} over the last "
             f"{len(history.losses)} steps, of which the worst had {max(history.losses):.6g}"
         )
-    if norm is not None and _outside(norm, norms, floor=_NORM_FLOOR, deviations=deviations):
+    if norm is not None and _norm_spikes(history.losses, loss, norms, norm, deviations=deviations):
         return (
             f"gradient norm {grad_norm:.6g} against a median of "
             f"{median(history.grad_norms):.6g} over the last {len(norms)} steps, of which the "
@@ -89,11 +96,42 @@ def spike_cause(
     return None
 
 
+def _loss_spikes(
+    losses: Sequence[float],
+    loss: float,
+    norms: Sequence[float],
+    norm: float | None,
+    *,
+    deviations: float,
+) -> bool:
+    usual = median(losses)
+    supported = norm is not None and _is_high(norm, norms, _NORM_SUPPORT, floor=_NORM_FLOOR)
+    alone = loss - usual > _ALONE * abs(usual)
+    floor = _LOSS_FLOOR * abs(usual)
+    return (supported or alone) and _outside(loss, losses, floor=floor, deviations=deviations)
+
+
+def _norm_spikes(
+    losses: Sequence[float], loss: float, norms: Sequence[float], norm: float, *, deviations: float
+) -> bool:
+    """`norms` and `norm` are logarithms."""
+    floor = _LOSS_FLOOR * abs(median(losses))
+    alone = norm - median(norms) > _NORM_ALONE
+    supported = loss > max(losses) and _is_high(loss, losses, _LOSS_SUPPORT, floor=floor)
+    if alone or supported:
+        return _outside(norm, norms, floor=_NORM_FLOOR, deviations=deviations)
+    before, last = norms[: 1 - _LASTING_STEPS], norms[1 - _LASTING_STEPS :]
+    return _outside(min(norm, *last), before, floor=_NORM_FLOOR, deviations=deviations)
+
+
+def _is_high(value: float, recent: Sequence[float], deviations: float, *, floor: float) -> bool:
+    return value - median(recent) > deviations * _sigma(recent, floor)
+
+
 def _outside(value: float, recent: Sequence[float], *, floor: float, deviations: float) -> bool:
     middle = median(recent)
-    above = value - middle
-    far = above > deviations * _sigma(recent, floor)
-    return far and above > _EXCURSIONS * (max(recent) - middle)
+    far = _is_high(value, recent, deviations, floor=floor)
+    return far and value - middle > _EXCURSIONS * (max(recent) - middle)
 
 
 def _sigma(recent: Sequence[float], floor: float) -> float:

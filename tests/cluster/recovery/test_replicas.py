@@ -69,4 +69,14 @@ def share(rank: int, *, step: int = 5, generation: int = 2, ranks: int = 2) -> H
 def test_a_step_is_whole_with_shares_of_all_ranks_of_one_start(
     headers: list[Header], whole: int | None
 ) -> None:
-    assert whole_generation(headers, step=5) == whole
+    assert whole_generation([("", header) for header in headers], step=5) == whole
+
+
+def test_a_step_of_islands_is_whole_with_those_of_all() -> None:
+    first = [("island-0", share(0)), ("island-0", share(1))]
+    assert whole_generation(first, step=5, islands=2) is None
+    second = [("island-3", share(0)), ("island-3", share(1))]
+    assert whole_generation(first + second, step=5, islands=2) == 2
+    assert whole_generation(first + second[:1], step=5, islands=2) is None
+    older = [("island-3", share(0, generation=1)), ("island-3", share(1, generation=1))]
+    assert whole_generation(first + older, step=5, islands=2) is None

@@ -17,17 +17,20 @@ def test_islands_have_a_snapshot_of_every_step_or_none():
     assert "leave it at auto, or set it to 1 or 0" in problem
 
 
-def test_islands_have_no_copies_on_other_hosts():
-    assert problem_of(KeepingConfig(replica_hosts=1), islands=1) is None
-    for fine in ("auto", 0):
-        assert problem_of(KeepingConfig(replica_hosts=fine), islands=2) is None
-    problem = problem_of(KeepingConfig(replica_hosts=1), islands=2)
-    assert "keep.replica_hosts=1 does not go with parallel.island=2" in problem
-    assert "leave it at auto, or set it to 0" in problem
-    assert "keep.replica_hosts=auto is 0 with islands" in without_copies(1, islands=True)
-    assert without_copies(1, islands=False) == without_copies(0, islands=True) == ""
+def test_islands_have_copies_on_other_hosts_where_the_recipe_demands_them():
+    auto, one = KeepingConfig(), KeepingConfig(replica_hosts=1)
+    assert problem_of(one, islands=2) is None
+    assert (auto.replicas_over(3), auto.replicas_over(3, islands=True)) == (1, 0)
+    assert one.replicas_over(3) == one.replicas_over(3, islands=True) == 1
+    told = without_copies(auto, hosts=3, islands=True)
+    assert "keep.replica_hosts=auto is 0 with islands" in told
+    assert "With keep.replica_hosts=1 nothing" in told
+    assert without_copies(one, hosts=3, islands=True) == ""
+    assert without_copies(auto, hosts=1, islands=True) == ""
+    assert without_copies(auto, hosts=3, islands=False) == ""
+    assert without_copies(KeepingConfig(interval_steps=0), hosts=3, islands=True) == ""
 
 
 def test_a_recipe_is_refused_for_it():
-    with pytest.raises(ValueError, match=r"keep\.replica_hosts=1 does not go"):
-        JobConfig(parallel=ParallelConfig(island=2), keep=KeepingConfig(replica_hosts=1))
+    with pytest.raises(ValueError, match=r"keep\.interval_steps=5 does not go"):
+        JobConfig(parallel=ParallelConfig(island=2), keep=KeepingConfig(interval_steps=5))

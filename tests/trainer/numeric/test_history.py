@@ -3,12 +3,29 @@
 import json
 import math
 import random
+from statistics import median
 
 import pytest
 
 from trainer.numeric.history import FIRST_STEPS, RECENT_STEPS, History, decode, encode, spike_cause
 
 STEPS = 1500
+
+_LOSSES = """
+6.25 6.24 6.22 6.19 6.16 6.11 6.04 5.98 5.98 5.92 5.88 5.86 5.82 5.87 5.77 5.72 5.70 5.72 5.60
+5.60 5.62 5.55 5.60 5.57 5.49 5.49 5.43 5.44 5.38 5.41 5.31 5.33 5.33 5.25 5.21 5.26 5.36 5.29
+5.30 5.37 5.26 5.24 5.16 5.17 5.03 5.22 5.17 5.08 5.18 5.11 5.17 5.03 4.92 5.09 4.89 4.94 5.04
+5.13 5.14 4.87
+"""
+_NORMS = """
+0.56 0.58 0.61 0.68 0.74 0.85 0.78 0.82 0.72 0.77 0.79 0.67 0.82 0.71 0.70 0.71 0.83 0.75 0.72
+0.65 0.61 0.72 0.58 0.61 0.60 1.17 0.90 0.67 0.55 0.58 0.58 0.61 0.69 0.82 0.67 0.68 0.62 0.88
+0.63 0.94 5.23 0.67 0.65 0.65 0.74 0.75 0.69 0.79 1.20 0.91 0.67 0.71 0.85 0.75 0.85 0.71 0.65
+0.65 0.87 1.13
+"""
+HEALTHY_RUN = list(zip(map(float, _LOSSES.split()), map(float, _NORMS.split()), strict=True))
+"""The first steps of recipes/debug_cpu.yaml: one batch has the gradient of several, and an ordinary
+loss."""
 
 
 def healthy(seed: int) -> list[tuple[float, float]]:
@@ -40,6 +57,31 @@ def causes(steps: list[tuple[float, float]]) -> list[str | None]:
 @pytest.mark.parametrize("seed", range(12))
 def test_healthy_training_raises_nothing(seed):
     assert not any(causes(healthy(seed)))
+
+
+def with_rare_batches(seed: int) -> list[tuple[float, float]]:
+    """The same with single batches that have up to ten times the gradient."""
+    chance = random.Random(seed)
+    return [
+        (loss, norm * chance.uniform(3.0, 10.0) if chance.random() < 0.005 else norm)
+        for loss, norm in healthy(seed)
+    ]
+
+
+def test_a_single_batch_with_a_large_gradient_and_an_ordinary_loss_is_none():
+    assert max(norm for _, norm in HEALTHY_RUN) > 7 * median(norm for _, norm in HEALTHY_RUN)
+    assert not any(causes(HEALTHY_RUN))
+    for seed in range(6):
+        assert not any(causes(with_rare_batches(seed)))
+
+
+def test_a_gradient_that_is_large_with_its_loss_or_for_three_steps_is_a_spike():
+    before, (loss, norm) = HEALTHY_RUN[:40], HEALTHY_RUN[40]
+    # The loss alone would be none.
+    assert causes([*before, (7.4, norm)])[-1].startswith("gradient norm ")
+    found = causes([*before, *[(loss, norm)] * 5])
+    assert [n for n, cause in enumerate(found) if cause] == [42]
+    assert found[42].startswith("gradient norm ")
 
 
 @pytest.mark.parametrize("seed", range(12))
