@@ -38,7 +38,8 @@ def test_of_answers_alone_the_question_is_masked(tokenizer):
     (question,) = tokenizer.encode_batch(["the"])
     assert found[0].tokens[: len(question)].tolist() == question.tolist()
     assert tokenizer.decode(found[0].tokens[found[0].mask]) == " model"
-    assert found[0].mask[-1] and found[0].tokens[-1] == tokenizer.eos_id
+    assert found[0].mask[-1]
+    assert found[0].tokens[-1] == tokenizer.eos_id
     assert [d.reason for d in found[1:]] == [
         "has no list of two texts, a question and its answer",
         "is bad",
