@@ -70,8 +70,8 @@ def packed_attention(
         lengths = [b - a for a, b in zip((0, *document_ends), document_ends, strict=False)]
         return _each(q_THd, k_TKd, v_TKd, [(length, 1) for length in lengths], window)
     there, back = alike.there_T.to(q_THd.device), alike.back_T.to(q_THd.device)
-    inputs = [_Reordered.apply(x, there, back) for x in (q_THd, k_TKd, v_TKd)]
-    return _Reordered.apply(_each(*inputs, alike.groups, window), back, there)
+    q, k, v = (_Reordered.apply(x, there, back) for x in (q_THd, k_TKd, v_TKd))
+    return _Reordered.apply(_each(q, k, v, alike.groups, window), back, there)
 
 
 def cached_attention(q_SHd: Tensor, k_TKd: Tensor, v_TKd: Tensor, *, window: int | None) -> Tensor:
@@ -194,11 +194,9 @@ def _sdpa(
     alone = q.dim() == 3
     if alone:
         q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (q, k, v)),
-        attn_mask=mask,
-        is_causal=causal,
-        enable_gqa=grouped,
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     ).transpose(1, 2)
     return out.squeeze(0) if alone else out
 
