@@ -2,7 +2,8 @@
 
 Guarantees, each asserted in tests/trainer/test_schedule.py:
 - every schedule rises linearly to the peak over the warm-up and never exceeds it;
-- cosine and WSD end at `min_lr_ratio` of the peak, constant ends at the peak.
+- cosine and WSD end at `min_lr_ratio` of the peak, constant ends at the peak;
+- what `followed_by` adds begins at its peak and ends at its floor, and changes no step before.
 """
 
 import math
@@ -28,6 +29,19 @@ def build_schedule(config: SchedConfig, *, steps: int, peak: float) -> Schedule:
         if step <= warmup_steps:
             return peak * step / warmup_steps
         return after(step)
+
+    return learning_rate
+
+
+def followed_by(before: Schedule, *, after: int, steps: int, peak: float, floor: float) -> Schedule:
+    """`before` up to step `after`, then a linear fall from `peak` to `floor` of it at `steps`."""
+    falling_steps = max(1, steps - after - 1)
+
+    def learning_rate(step: int) -> float:
+        if step <= after:
+            return before(step)
+        done = min((step - after - 1) / falling_steps, 1.0)
+        return peak * (1.0 - (1.0 - floor) * done)
 
     return learning_rate
 

@@ -13,7 +13,7 @@ from trainer.planner.protocol import Planner
 from trainer.restored import share_of
 from trainer.rl.mail import TrainerMail
 from trainer.rl.opening import open_rewards
-from trainer.schedule import Schedule, build_schedule
+from trainer.schedule import Schedule, build_schedule, followed_by
 from trainer.standing import State
 
 
@@ -86,4 +86,6 @@ def schedule_of(config: JobConfig) -> Schedule:
         return build_schedule(config.sched, steps=config.train.steps, peak=config.optim.lr)
     last, lr = config.rl.supervised_steps, config.rl.lr
     before = build_schedule(config.sched, steps=max(1, last), peak=config.optim.lr)
-    return lambda step: before(step) if step <= last else lr
+    return followed_by(
+        before, after=last, steps=config.train.steps, peak=lr, floor=config.rl.final_lr_ratio
+    )

@@ -107,7 +107,7 @@ def of_the_driver(folder: Path) -> frozenset[str]:
 def test_every_key_is_read_by_somebody(tmp_path: Path) -> None:
     plain = job(tmp_path, rl={}, rollout={"engine": EngineConfig(max_draft_tokens=2)})
     seed = ObjectiveConfig(kind="seed_grpo", kl_coefficient=0.1)
-    compared = job(tmp_path / "b", rl={"objective": seed}, rollout={})
+    compared = job(tmp_path / "b", rl={"objective": seed, "lr": 1e-3}, rollout={})
     every = {name for name, _ in leaves_of(plain) if name.startswith(("rl.", "rollout."))}
     read = of_the_ranks(plain) | of_the_objectives() | of_the_driver(tmp_path)
     for config in (plain, compared):

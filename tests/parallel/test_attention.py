@@ -42,6 +42,8 @@ CASES = [
     ((1,), None),
     ((37,), None),
     ((1, 2, 3, 20, 37), None),
+    ((3, 8, 11, 400, 405, 408), None),
+    ((3, 8, 11, 16, 25, 34), 4),
     ((13, 60, 61), 5),
     ((13, 60, 61), 1),
     ((300,), 70),
@@ -61,6 +63,33 @@ def test_equals_a_masked_softmax_forward_and_backward(ends, window):
         gradients(packed_attention, inputs, upstream, **options), wanted, strict=True
     ):
         torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-5, atol=2e-6)
+
+
+def test_what_a_document_gets_is_bitwise_the_same_with_others_and_alone():
+    ends = (3, 8, 11, 16, 41, 66, 69)
+    inputs = tensors(ends[-1])
+    upstream = torch.randn(ends[-1], HEADS, WIDTH, generator=torch.Generator().manual_seed(1))
+    together = gradients(packed_attention, inputs, upstream, document_ends=ends, window=None)
+    for start, end in zip((0, *ends), ends, strict=False):
+        rows = slice(start, end)
+        own = [x.detach()[rows].requires_grad_(True) for x in inputs]
+        alone = gradients(
+            packed_attention, own, upstream[rows], document_ends=(end - start,), window=None
+        )
+        for one, all_ in zip(alone, together, strict=True):
+            assert torch.equal(one, all_[rows])
+
+
+def test_gradients_of_many_documents_take_no_tensor_of_all_tokens_each():
+    # Different lengths, so that each document is computed by itself.
+    lengths = range(1, 60)
+    ends = tuple(sum(lengths[: n + 1]) for n in range(len(lengths)))
+    inputs = tensors(ends[-1])
+    output = packed_attention(*inputs, document_ends=ends, window=None)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        output.sum().backward()
+    taken = sum(max(0, e.self_cpu_memory_usage) for e in profile.events())
+    assert taken < 40 * inputs[0].numel() * 4
 
 
 def test_documents_do_not_see_each_other():

@@ -1,10 +1,12 @@
 """The guarantees of trainer/schedule.py."""
 
+from itertools import pairwise
+
 import pytest
 
 from trainer.config import SchedConfig
 from trainer.reads import ReadLog
-from trainer.schedule import build_schedule
+from trainer.schedule import build_schedule, followed_by
 
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "constant"])
@@ -30,3 +32,20 @@ def test_a_schedule_reads_only_what_it_uses():
     log = ReadLog()
     build_schedule(log.watch(SchedConfig(name="constant")), steps=5, peak=1.0)
     assert log.read == {"name", "warmup_steps"}
+
+
+@pytest.mark.parametrize("floor", [1.0, 0.1, 0.0])
+def test_what_follows_falls_from_its_peak_to_its_floor_and_changes_nothing_before(floor):
+    before = build_schedule(SchedConfig(name="cosine", warmup_steps=3), steps=10, peak=1.0)
+    both = followed_by(before, after=10, steps=30, peak=0.5, floor=floor)
+    assert [both(step) for step in range(1, 11)] == [before(step) for step in range(1, 11)]
+    rates = [both(step) for step in range(11, 31)]
+    assert rates[0] == 0.5
+    assert rates[-1] == pytest.approx(0.5 * floor)
+    falls = [a - b for a, b in pairwise(rates)]
+    assert falls == pytest.approx([0.5 * (1.0 - floor) / 19] * 19)
+
+
+def test_a_single_step_that_follows_has_the_peak():
+    both = followed_by(lambda _: 1.0, after=4, steps=5, peak=0.5, floor=0.0)
+    assert [both(4), both(5)] == [1.0, 0.5]

@@ -18,8 +18,9 @@ class DataConfig:
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """File format; `auto` goes by the file name."""
 
-    kind: Literal["pretrain", "chat"] = "pretrain"
-    """`chat` trains on assistant messages only; prompt tokens are masked."""
+    kind: Literal["pretrain", "chat", "answers"] = "pretrain"
+    """`chat` trains on assistant messages only, and `answers` on the second text of documents that
+    are a list of two, a question and its answer; other tokens are masked."""
 
     text_field: str = "text"
     """JSONL and Parquet: the field with the document."""
@@ -40,7 +41,7 @@ class DataConfig:
     packing: Literal["auto", "split", "whole", "single"] = "auto"
     """`split` cuts documents at sequence ends and wastes nothing; `whole` keeps each document in
     one sequence; `single` makes each document a sequence of its own length, cut only where it is
-    longer than seq_len. `auto`: whole for chat, split otherwise."""
+    longer than seq_len. `auto`: split for pretrain, whole otherwise."""
 
     on_bad: Literal["error", "skip"] = "error"
     """A line that does not parse, a binary file, a document over the limit: stop, or skip and

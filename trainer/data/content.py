@@ -1,4 +1,4 @@
-"""What the content of a document may be: a text, or a conversation."""
+"""What the content of a document may be: a text, a question and its answer, or a conversation."""
 
 import json
 from dataclasses import dataclass
@@ -28,6 +28,14 @@ def parse_text(content: Any) -> str:
     except UnicodeEncodeError as error:
         raise UnusableError("has half of a surrogate pair, which is no character") from error
     return content
+
+
+def parse_answered(content: Any) -> tuple[str, str]:
+    """The question and the answer of a record: a list of two texts. Raises UnusableError."""
+    if not isinstance(content, list) or len(content) != 2:
+        raise UnusableError("has no list of two texts, a question and its answer")
+    question, answer = content
+    return parse_text(question), parse_text(answer)
 
 
 def parse_messages(content: Any) -> list[Message]:

@@ -148,7 +148,7 @@ class Corpus:
 def packing_of(config: DataConfig) -> Packing:
     """The packing that `auto` stands for."""
     if config.packing == "auto":
-        return "whole" if config.kind == "chat" else "split"
+        return "split" if config.kind == "pretrain" else "whole"
     return config.packing
 
 

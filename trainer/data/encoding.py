@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.chat import ChatEncoder
-from trainer.data.content import UnusableError, parse_messages, parse_text
+from trainer.data.content import UnusableError, parse_answered, parse_messages, parse_text
 from trainer.data.documents import BadDocument, Document, Place
 from trainer.data.tokenizer import Tokenizer
 
@@ -38,15 +38,18 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer: Tokenizer, kind: str) -> None:
         self._tokenizer = tokenizer
+        self._kind = kind
         self._chat = ChatEncoder(tokenizer) if kind == "chat" else None
         self._before = np.array(tokenizer.prefix_ids, dtype=np.int64)
         self._after = np.array([tokenizer.eos_id], dtype=np.int64)
 
     def encode(self, documents: Iterable[Document | BadDocument]) -> Iterator[Encoded | Refused]:
         """The documents in the same order, empty ones left out."""
-        if self._chat is not None:
+        if self._kind != "pretrain":
             for document in documents:
-                yield self._conversation(self._chat, document)
+                encoded = self._masked(document)
+                if isinstance(encoded, Refused) or len(encoded.tokens) > 1:
+                    yield encoded
             return
         texts: list[tuple[Place, str]] = []
         refused: dict[int, Refused] = {}
@@ -70,16 +73,23 @@ class DocumentEncoder:
             if text:
                 yield Encoded(place, np.concatenate((self._before, ids, self._after)), None)
 
-    def _conversation(
-        self, encoder: ChatEncoder, document: Document | BadDocument
-    ) -> Encoded | Refused:
+    def _masked(self, document: Document | BadDocument) -> Encoded | Refused:
         if isinstance(document, BadDocument):
             return Refused(document.place, document.reason)
         try:
-            tokens, mask = encoder.encode(parse_messages(document.content))
+            if self._chat is None:
+                tokens, mask = self._answered(*parse_answered(document.content))
+            else:
+                tokens, mask = self._chat.encode(parse_messages(document.content))
         except UnusableError as error:
             return Refused(document.place, str(error))
         return Encoded(document.place, tokens, mask)
+
+    def _answered(self, question: str, answer: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        # Apart from each other: a policy that is asked reads the tokens of the question alone.
+        asked, answered = self._tokenizer.encode_batch([question, answer])
+        tokens = np.concatenate((self._before, asked, answered, self._after))
+        return tokens, np.arange(len(tokens)) >= len(self._before) + len(asked)
 
 
 def _text_of(document: Document | BadDocument) -> str:

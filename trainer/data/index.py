@@ -72,12 +72,12 @@ def cache_root(config: DataConfig) -> Path:
 
 
 def _field_of(config: DataConfig, source: Source) -> str:
+    if config.kind != "pretrain" and source.format == "text":
+        raise RecipeError(
+            f"data.kind={config.kind} reads JSON lines or Parquet, but data.source="
+            f"{source.description} is text; name such files, or set data.kind=pretrain"
+        )
     if config.kind == "chat":
-        if source.format == "text":
-            raise RecipeError(
-                f"data.kind=chat reads JSON lines or Parquet, but data.source={source.description} "
-                "is text; name such files, or set data.kind=pretrain"
-            )
         return config.messages_field
     return "" if source.format == "text" else config.text_field
 

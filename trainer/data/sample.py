@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trainer.data.content import UnusableError, parse_messages, parse_text
+from trainer.data.content import UnusableError, parse_answered, parse_messages, parse_text
 from trainer.data.documents import BadDocument, Document, DocumentReader
 from trainer.errors import DataError
 
@@ -56,4 +56,6 @@ def _text_of(document: Document | BadDocument, kind: str) -> str:
         raise UnusableError(document.reason)
     if kind == "chat":
         return "\n".join(message.content for message in parse_messages(document.content))
+    if kind == "answers":
+        return "\n".join(parse_answered(document.content))
     return parse_text(document.content)

@@ -20,7 +20,11 @@ class RlConfig:
     """The first steps of train.steps, trained on `data` as usual; the others learn by rewards."""
 
     lr: float | None = None
-    """Learning rate of steps by rewards, constant; null goes on with optim and sched."""
+    """Learning rate of the first step by rewards; null goes on with optim and sched."""
+
+    final_lr_ratio: float = 1.0
+    """Learning rate of the last step over `lr`; in between it falls linearly. Rewards are noisy:
+    what a constant rate learns last is lost in its noise."""
 
     prompts_per_step: int = 16
     """Prompts that one step trains, over all ranks."""
@@ -77,6 +81,8 @@ class RlConfig:
                 raise ValueError(f"rl.{name}={getattr(self, name)} must not be negative")
         if self.lr is not None and not self.lr > 0.0:
             raise ValueError(f"rl.lr={self.lr} must be positive, or null to follow sched")
+        if not 0.0 <= self.final_lr_ratio <= 1.0:
+            raise ValueError(f"rl.final_lr_ratio={self.final_lr_ratio} must lie in [0, 1]")
         if self.samples_per_prompt < 2:
             raise ValueError(
                 f"rl.samples_per_prompt={self.samples_per_prompt} leaves nothing to compare an "

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from trainer.data.content import Message, UnusableError, parse_messages, parse_text
+from trainer.data.content import (
+    Message,
+    UnusableError,
+    parse_answered,
+    parse_messages,
+    parse_text,
+)
 
 GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "extra": 1}]
 
@@ -30,6 +36,15 @@ def test_messages_are_read_from_a_list_or_its_json():
 def test_what_is_no_conversation_is_named(content, reason):
     with pytest.raises(UnusableError, match=reason):
         parse_messages(content)
+
+
+def test_a_question_and_its_answer_are_a_list_of_two_texts():
+    assert parse_answered(["1+2=", "3"]) == ("1+2=", "3")
+    for bad in (None, "1+2=3", [], ["1+2="], ["a", "b", "c"]):
+        with pytest.raises(UnusableError, match="has no list of two texts"):
+            parse_answered(bad)
+    with pytest.raises(UnusableError, match="has int where text"):
+        parse_answered(["1+2=", 3])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_text_files_have_no_fields(text_source, data_config, tokenizer):
 
 def test_auto_packing_keeps_conversations_whole():
     assert packing_of(DataConfig(kind="chat")) == "whole"
+    assert packing_of(DataConfig(kind="answers")) == "whole"
     assert packing_of(DataConfig()) == "split"
     assert packing_of(DataConfig(kind="chat", packing="split")) == "split"
 

@@ -30,6 +30,22 @@ def test_what_cannot_be_used_is_refused_in_its_place(tokenizer):
     assert found[2].reason == "has NoneType where text should be"
 
 
+def test_of_answers_alone_the_question_is_masked(tokenizer):
+    encoder = DocumentEncoder(tokenizer, "answers")
+    bad = BadDocument(Place(0, 9), "is bad")
+    found = list(encoder.encode([*documents(["the", " model"], ["", ""], "text"), bad]))
+    assert [d.place.line for d in found] == [1, 3, 9]
+    (question,) = tokenizer.encode_batch(["the"])
+    assert found[0].tokens[: len(question)].tolist() == question.tolist()
+    assert tokenizer.decode(found[0].tokens[found[0].mask]) == " model"
+    assert found[0].mask[-1]
+    assert found[0].tokens[-1] == tokenizer.eos_id
+    assert [d.reason for d in found[1:]] == [
+        "has no list of two texts, a question and its answer",
+        "is bad",
+    ]
+
+
 def test_conversations_carry_a_mask(tokenizer, chat_source):
     records = [json.loads(line)["messages"] for line in chat_source.read_text().splitlines()]
     encoder = DocumentEncoder(tokenizer, "chat")

@@ -53,9 +53,10 @@ def test_a_source_without_a_document_is_refused(tmp_path, data_config):
         open_index(data_config(tmp_path / "a.parquet"))
 
 
-def test_chat_from_text_files_is_a_contradiction(text_source, data_config):
-    with pytest.raises(RecipeError, match=r"data\.kind=chat reads JSON lines or Parquet"):
-        open_index(data_config(text_source, kind="chat"))
+@pytest.mark.parametrize("kind", ["chat", "answers"])
+def test_what_has_parts_is_not_read_from_text_files(text_source, data_config, kind):
+    with pytest.raises(RecipeError, match=rf"data\.kind={kind} reads JSON lines or Parquet"):
+        open_index(data_config(text_source, kind=kind))
 
 
 def test_a_cache_that_cannot_be_written_is_a_matter_of_resources(text_source, tmp_path):

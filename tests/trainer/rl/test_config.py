@@ -11,6 +11,7 @@ from trainer.rl.config import RlConfig, RolloutConfig
         ({"prompts_per_step": 0}, "rl.prompts_per_step=0 must be positive"),
         ({"supervised_steps": -1}, "rl.supervised_steps=-1 must not be negative"),
         ({"lr": 0.0}, "rl.lr=0.0 must be positive, or null"),
+        ({"final_lr_ratio": 1.5}, r"rl.final_lr_ratio=1.5 must lie in \[0, 1\]"),
         ({"samples_per_prompt": 1}, "choose at least 2"),
     ],
 )

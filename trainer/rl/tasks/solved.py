@@ -2,7 +2,8 @@
 
 Guarantees, each asserted in tests/trainer/rl/tasks/test_solved.py:
 - the documents are a function of task, seed and number alone;
-- a document is a question and its answer, as a policy reads and writes them;
+- a document is a question and its answer, as a policy reads and writes them, in one text or, for
+  training on answers alone, in two;
 - of a task that makes its questions up, none is drawn from the series that rewards are learned on.
 """
 
@@ -32,7 +33,8 @@ def with_solved_questions(data: DataConfig, task: TaskConfig, *, seed: int) -> D
     """
     if data.source != SOURCE:
         return data
-    text = solved_text(task, seed=seed, count=data.task_questions)
+    apart = data.kind == "answers"
+    text = solved_text(task, seed=seed, count=data.task_questions, apart=apart)
     name = hashlib.blake2b(text, digest_size=16).hexdigest()
     folder = make_folder(Path(data.cache_dir).expanduser() / "tasks" / name)
     path = folder / "questions.jsonl"
@@ -42,15 +44,17 @@ def with_solved_questions(data: DataConfig, task: TaskConfig, *, seed: int) -> D
     return replace(data, source=str(path), format="jsonl", text_field="text")
 
 
-def solved_text(task: TaskConfig, *, seed: int, count: int) -> bytes:
-    """JSON lines with a question and its answer each; of a finite task no more than it has."""
+def solved_text(task: TaskConfig, *, seed: int, count: int, apart: bool = False) -> bytes:
+    """JSON lines with a question and its answer each, `apart` as a list of two texts; of a finite
+    task no more than it has."""
     built = build_task(task, seed=seed + SERIES)
     field = task.answer_field if task.kind == "jsonl" else "answer"
     total = count if built.size is None else min(count, built.size)
     lines = []
     for index in range(total):
         question = built.question(index)
-        document = question.text + _answer(question, field)
+        answer = _answer(question, field)
+        document = [question.text, answer] if apart else question.text + answer
         lines.append(json.dumps({"text": document}, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
 

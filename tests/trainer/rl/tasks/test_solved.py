@@ -50,6 +50,14 @@ def test_the_file_takes_the_place_of_the_source(tmp_path):
     assert with_solved_questions(other, SUMS, seed=1) is other
 
 
+def test_for_training_on_answers_alone_they_are_two_texts(tmp_path):
+    data = DataConfig(source="task", kind="answers", task_questions=40, cache_dir=str(tmp_path))
+    with open(with_solved_questions(data, SUMS, seed=1).source, "rb") as file:
+        apart = [json.loads(line)["text"] for line in file]
+    assert ["".join(pair) for pair in apart] == documents(SUMS, seed=1, count=40)
+    assert all(question.endswith("=") for question, _ in apart)
+
+
 def test_a_file_of_questions_is_used_once(tmp_path):
     path = tmp_path / "task.jsonl"
     rows = [{"q": f"{i}?", "a": i} for i in range(7)]
