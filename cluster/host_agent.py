@@ -55,9 +55,11 @@ class HostAgent:
             self._rescuer = None
 
     def observe(self, targets: Sequence[Target]) -> dict[int, RankEvidence]:
-        """What each rank does now, by rank. That it is asked says that the driver lives. Boards that
-        are looked at no more are deleted: every start of the ranks leaves some in this host's
-        memory."""
+        """What each rank does now, by rank. That it is asked says that the driver lives.
+
+        Boards that are looked at no more are deleted: every start of the ranks leaves some in
+        this host's memory.
+        """
         if self._rescuer is not None:
             self._rescuer.beat()
         boards = {target.board for target in targets}
