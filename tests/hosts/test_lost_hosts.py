@@ -1,19 +1,19 @@
 """Runs over two real hosts: one lives through a cut link, the loss of a host, its return and its
 second loss; the other loses its head."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hosts.namespaces import Host, await_nodes, join_ray, start_ray, two_hosts, why_not
+from tests.hosts.namespaces import Host, await_nodes, join_ray, why_not
+from tests.left import lines
 
 REASON = why_not()
 
@@ -25,11 +25,6 @@ pytestmark = [
 ]
 
 CUT_S = 3.0
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 @dataclass
@@ -76,14 +71,6 @@ def train(host: Host, folder: Path, name: str, *overrides: str) -> Training:
         folder / f"{name}.log",
     )
     return Training(folder / name, process)
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[Host, Host]]:
-    """A Ray cluster over two hosts with one core each."""
-    with two_hosts() as (first, second):
-        start_ray(first, [second], num_cpus=1)
-        yield first, second
 
 
 def test_a_run_lives_through_its_hosts_faults(hosts: tuple[Host, Host], tmp_path: Path) -> None:

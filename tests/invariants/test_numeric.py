@@ -1,14 +1,14 @@
 """A spike is found before its update, and a rollback leaves the run as if what was undone had never
 been: in the running processes, and when they are killed right after it."""
 
-import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.jobs import start_until, tiny_job, train_on_ranks
+from tests.left import events, losses_by_step
+from tests.processes import kill_all
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.folder import list_complete, step_name
 from trainer.config import JobConfig, RunConfig, TrainConfig
@@ -36,58 +36,37 @@ def _spiking(folder: Path, name: str) -> JobConfig:
     return config
 
 
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _losses(config: JobConfig) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in _lines(RunFolder.of(config.run).metrics)}
-
-
-def _events(config: JobConfig, kind: str) -> list[dict]:
-    return [line for line in _lines(RunFolder.of(config.run).events) if line["kind"] == kind]
-
-
-def _kill_after_rollback(config: JobConfig) -> None:
-    workers, _ = start_ranks(config, 2)
-    while not _events(config, "rolled_back"):
-        time.sleep(0.002)
-        assert all(worker.is_alive() for worker in workers)
-    for worker in workers:
-        worker.kill()
-        worker.join()
-
-
 @pytest.mark.timeout(240)
 def test_a_rollback_undoes_a_spike_once_and_for_all(tmp_path):
     without = _job(tmp_path, "without", NumericConfig(skip_steps=UNDONE))
     train_on_ranks(without, 2)
-    assert not set(UNDONE) & set(_losses(without))
-    wanted = {step: loss for step, loss in _losses(without).items() if step > 24}
+    assert not set(UNDONE) & set(losses_by_step(without))
+    wanted = {step: loss for step, loss in losses_by_step(without).items() if step > 24}
 
     rolled = _spiking(tmp_path, "rolled")
     outcome, _ = train_on_ranks(rolled, 2)
-    found = _losses(rolled)
+    found = losses_by_step(rolled)
     assert (outcome.step, len(found)) == (28, 28)
     assert {step: found[step] for step in wanted} == wanted
-    (spike,) = _events(rolled, "loss_spike")
+    (spike,) = events(rolled, "loss_spike")
     assert (spike["step"], spike["action"]) == (24, "rollback")
     assert "gradient norm" in spike["cause"]
     assert spike["documents"]
-    (back,) = _events(rolled, "rolled_back")
+    (back,) = events(rolled, "rolled_back")
     assert (back["step"], back["to_step"], back["not_trained"]) == (24, 20, [21, 24])
     listed = [step for step, _ in list_complete(RunFolder.of(rolled.run).checkpoints)]
     assert listed == [28, 24, 20]
 
     killed = _spiking(tmp_path, "killed")
-    _kill_after_rollback(killed)
+    workers, _ = start_until(killed, 2, lambda: bool(events(killed, "rolled_back")))
+    kill_all(workers)
     # The host goes down with its ranks, and the checkpoint that a rollback leaves is lost as well.
     shutil.rmtree(killed.keep.dir)
     Path(killed.keep.dir).mkdir()
     shutil.rmtree(RunFolder.of(killed.run).checkpoints / step_name(24), ignore_errors=True)
     outcome, _ = train_on_ranks(killed, 2)
-    found = _losses(killed)
+    found = losses_by_step(killed)
     assert outcome.step == 28
     assert {step: found[step] for step in wanted} == wanted
     assert not set(UNDONE) & set(found)
-    assert len(_events(killed, "rolled_back")) == 1
+    assert len(events(killed, "rolled_back")) == 1

@@ -9,10 +9,8 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.environment import LOOPBACK_DEFAULTS, RAY_DEFAULTS, set_unless_set
-from cluster.launch import launch
-from cluster.recovery.config import RecoveryConfig
-from cluster.watchdog.config import WatchdogConfig
 from recipes.view import PlainView
+from tests.cluster import runs
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.rl.config import RlConfig, RolloutConfig
@@ -40,14 +38,10 @@ def job(folder: Path, name: str, **rollout: Any) -> JobConfig:
 def run(
     job: JobConfig, view: Any, *, rollout_work: str = "sample", address: str = "auto"
 ) -> ExitCode:
-    return launch(
+    return runs.run(
         job,
+        view,
         ClusterConfig(address=address, num_workers=1, cpus_per_worker=0.5),
-        watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(),
-        origins={},
-        recipe_text="run: {}\n",
-        view=view,
         work="tests.cluster.rl.payloads:train",
         rollout_work=f"tests.cluster.rl.payloads:{rollout_work}",
     )

@@ -1,6 +1,5 @@
 """A whole run by rewards, as `braid run` does it: real ranks, real workers that sample."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,10 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.launch import launch
-from cluster.recovery.config import RecoveryConfig
 from cluster.rl.state import read_state
-from cluster.watchdog.config import WatchdogConfig
-from tests.cluster.rl.test_conducting import events, kill, when
+from tests.cluster.runs import kill, run, when
 from tests.jobs import tiny_job
+from tests.left import events, metrics
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, OptimConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
@@ -22,6 +19,7 @@ from trainer.rl.rewards.config import RewardConfig
 from trainer.rl.tasks.config import TaskConfig
 from trainer.run_folder import RunFolder
 
+HERE = ClusterConfig(address="auto", num_workers=1, cpus_per_worker=0.5)
 STEPS = 40
 """Some of them after the second fault, however late it comes."""
 
@@ -50,18 +48,6 @@ def job(folder: Path, name: str, **rl: Any) -> JobConfig:
     )
 
 
-def run(job: JobConfig, view: Any) -> ExitCode:
-    return launch(
-        job,
-        ClusterConfig(address="auto", num_workers=1, cpus_per_worker=0.5),
-        watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(),
-        origins={},
-        recipe_text="run: {}\n",
-        view=view,
-    )
-
-
 @pytest.mark.timeout(300)
 def test_it_learns_while_a_rank_and_a_worker_are_killed(
     local_cluster: None, tmp_path: Path, view: Any
@@ -71,17 +57,15 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
         "learning",
         reward=RewardConfig(function="tests.cluster.rl.tasks:reward", workers=1),
     )
-    folder = RunFolder.of(learning.run)
-
     threads = [
-        when(lambda: len(view.steps) >= 6, kill(folder, "rollout-0")),
-        when(lambda: len(view.steps) >= 14, kill(folder, "rank")),
+        when(lambda: len(view.steps) >= 6, kill(learning, "rollout-0")),
+        when(lambda: len(view.steps) >= 14, kill(learning, 0)),
     ]
-    assert run(learning, view) is ExitCode.DONE, view.failures
+    assert run(learning, view, HERE) is ExitCode.DONE, view.failures
     for thread in threads:
         thread.join()
 
-    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    lines = metrics(learning)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert "reward/mean" not in lines[0]
     rewards = [line["reward/mean"] for line in lines[1:]]
@@ -89,10 +73,10 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
     assert all(line["staleness/max"] <= learning.rl.max_staleness for line in lines[1:])
     # What is sampled from is what is trained: bf16 or older weights would show here.
     assert all(abs(line.get("trust/version", 0.0)) < 1.0 for line in lines[1:])
-    assert len(events(folder, "rollout_lost")) == 1
-    assert len(events(folder, "worker_lost")) == 1
+    assert len(events(learning, "rollout_lost")) == 1
+    assert len(events(learning, "worker_lost")) == 1
 
-    state = read_state(folder)
+    state = read_state(RunFolder.of(learning.run))
     assert state is not None
     trained = [r for r in state["ledger"]["records"] if r["state"] == "trained"]
     numbers = [record["number"] for record in trained]
