@@ -1,7 +1,9 @@
 """Small whole runs on several ranks of this machine, without Ray."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,24 @@ from trainer.status import Status
 
 
 def write_corpus(folder: Path, *, documents: int = 40) -> Path:
-    """Text of documents of very different lengths, the same every time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Text of documents of very different lengths, the same every time and written once."""
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent))
     for number in range(documents):
         words = [f"word{(number * 7 + i * i) % 97}" for i in range(3 + (number * 37) % 200)]
-        (folder / f"document{number:03d}.txt").write_text(" ".join(words))
+        (aside / f"document{number:03d}.txt").write_text(" ".join(words))
+    with suppress(OSError):  # another rank was faster
+        aside.rename(folder)
     return folder
 
 
 def tiny_job(folder: Path, **changes: Any) -> JobConfig:
-    """A mixture of experts with every auxiliary loss, small enough for a second of training."""
+    """A mixture of experts with every auxiliary loss, small enough for a second of training.
+
+    Its text, and the tokens of it, are beside `folder`: so tests share them.
+    """
     # On disk: tests leave nothing in the memory of the machine, however they end.
     (folder / "keep").mkdir(parents=True, exist_ok=True)
     sections: dict[str, Any] = {
@@ -56,12 +66,12 @@ def tiny_job(folder: Path, **changes: Any) -> JobConfig:
             ),
         ),
         "data": DataConfig(
-            source=str(write_corpus(folder / "corpus")),
+            source=str(write_corpus(folder.parent / "tiny-corpus")),
             vocab_size=384,
             seq_len=48,
             block_bytes=4096,
             shuffle_blocks=2,
-            cache_dir=str(folder / "cache"),
+            cache_dir=str(folder.parent / "tiny-cache"),
         ),
         "train": TrainConfig(steps=6, global_batch_tokens=8 * 48, max_tokens_per_device=2 * 48),
         "optim": OptimConfig(lr=3e-3),
