@@ -29,8 +29,7 @@ def run_on_ranks(ranks: int, body: Callable[..., Any], *arguments: Any) -> list[
 
     None for a rank that ended itself, without an error, before it could answer.
     """
-    # One server imports torch, and every rank is forked from it: starting a rank takes no time.
-    multiprocessing.set_forkserver_preload(["torch.distributed.tensor", "trainer.main"])
+    # Forked from the server that has imported torch: starting a rank takes no time.
     results = multiprocessing.get_context("forkserver").SimpleQueue()
     context = torch.multiprocessing.start_processes(
         _enter,

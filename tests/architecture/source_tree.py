@@ -69,18 +69,8 @@ def all_sources() -> tuple[Source, ...]:
 
 def unparsable() -> list[str]:
     """Files left out above because they are no Python, so that one does not fail every rule."""
-    found = [syntax_error(path) for path in _paths((*PACKAGES, "benchmarks", "tests"))]
-    return [error for error in found if error]
-
-
-@cache
-def syntax_error(path: str) -> str:
-    """Where the file stops being Python, or an empty string."""
-    try:
-        ast.parse(read(path), path)
-    except SyntaxError as error:
-        return f"{path}:{error.lineno} {error.msg}"
-    return ""
+    found = [_parsed(path) for path in _paths((*PACKAGES, "benchmarks", "tests"))]
+    return [error for error in found if isinstance(error, str)]
 
 
 def read(path: str) -> str:
@@ -108,7 +98,17 @@ def dotted(node: ast.AST) -> str:
 
 
 def _read(folders: Sequence[str]) -> tuple[Source, ...]:
-    return tuple(planted(path, read(path)) for path in _paths(folders) if not syntax_error(path))
+    found = [_parsed(path) for path in _paths(folders)]
+    return tuple(source for source in found if isinstance(source, Source))
+
+
+@cache
+def _parsed(path: str) -> Source | str:
+    """The file, or where it stops being Python."""
+    try:
+        return planted(path, read(path))
+    except SyntaxError as error:
+        return f"{path}:{error.lineno} {error.msg}"
 
 
 def _paths(folders: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,48 +15,46 @@ import ray
 
 from cluster.config import ClusterConfig, DeadlineConfig
 from cluster.exit_record import record_of_driver
-from cluster.launch import fail, launch, succeed
+from cluster.launch import fail, succeed
 from cluster.reading import Outcome
 from cluster.recovery.config import RecoveryConfig
 from cluster.run import Run
 from cluster.run_lock import held
 from cluster.watchdog.config import WatchdogConfig
+from tests.cluster.runs import run, when
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode, RecipeError
 from trainer.run_folder import RunFolder
 
 Launch = Callable[..., ExitCode]
-PLAIN: dict[str, Any] = {
-    "watchdog": WatchdogConfig(),
-    "recovery": RecoveryConfig(),
-    "origins": {},
-    "recipe_text": "",
-}
 
 
 @pytest.fixture
 def start(local_cluster: None, tmp_path: Path, view: Any) -> Launch:
     """Launch named work of payloads.py in a fresh run folder."""
 
-    def run(
+    def start_work(
         work: str,
         origins: dict[str, str] | None = None,
         resume: str = "auto",
         max_restarts: int = 0,
         **cluster: Any,
     ) -> ExitCode:
-        return launch(
+        return run(
             JobConfig(run=RunConfig(name="run", dir=str(tmp_path), resume=resume)),
+            view,
             ClusterConfig(address="auto", **cluster),
-            watchdog=WatchdogConfig(),
             recovery=RecoveryConfig(max_restarts=max_restarts),
-            origins=origins or {},
-            recipe_text="run: {}\n",
-            view=view,
+            origins=origins,
             work=f"tests.cluster.payloads:{work}",
         )
 
-    return run
+    return start_work
+
+
+def sent(number: signal.Signals) -> Callable[[], None]:
+    """To be done later: send this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
 
 
 def exit_record(folder: Path) -> dict[str, Any]:
@@ -121,13 +118,8 @@ def test_work_that_cannot_be_imported_is_shown_with_its_traceback(
 
 
 def test_sigterm_saves_and_exits_143(start: Launch, view: Any, tmp_path: Path) -> None:
-    def when_training() -> None:
-        while not view.steps:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     before = signal.getsignal(signal.SIGTERM)
-    threading.Thread(target=when_training).start()
+    when(lambda: bool(view.steps), sent(signal.SIGTERM))
     assert start("until_stopped") is ExitCode.STOPPED
     assert view.phases[-1] == "stopping"
     assert view.endings[0]["kind"] == "stopped"
@@ -138,12 +130,7 @@ def test_sigterm_saves_and_exits_143(start: Launch, view: Any, tmp_path: Path) -
 def test_a_stop_before_the_first_step_saves_nothing_and_exits_143(
     start: Launch, view: Any, tmp_path: Path
 ) -> None:
-    def when_joining() -> None:
-        while "joining" not in view.phases:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=when_joining).start()
+    when(lambda: "joining" in view.phases, sent(signal.SIGTERM))
     assert start("stuck_joining", stop_grace_s=1000.0) is ExitCode.STOPPED
     record = exit_record(tmp_path)
     assert (record["code"], record["phase"], record["rank"]) == (143, "joining", None)
@@ -152,26 +139,14 @@ def test_a_stop_before_the_first_step_saves_nothing_and_exits_143(
 def test_a_run_that_does_not_save_in_time_is_ended(
     start: Launch, view: Any, tmp_path: Path
 ) -> None:
-    def when_training() -> None:
-        while "training" not in view.phases:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=when_training).start()
+    when(lambda: "training" in view.phases, sent(signal.SIGINT))
     assert start("deaf", stop_grace_s=0.5, max_restarts=20) is ExitCode.INFRASTRUCTURE
     assert "not saved within 0.5 s" in exit_record(tmp_path)["cause"]
 
 
 def test_a_second_signal_ends_at_once(start: Launch, view: Any, tmp_path: Path) -> None:
-    def twice() -> None:
-        while "training" not in view.phases:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-        while "stopping" not in view.phases:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=twice).start()
+    when(lambda: "training" in view.phases, sent(signal.SIGINT))
+    when(lambda: "stopping" in view.phases, sent(signal.SIGINT))
     assert start("deaf", stop_grace_s=50.0) is ExitCode.INFRASTRUCTURE
     assert "before the run had saved" in exit_record(tmp_path)["cause"]
     assert free_cpus() == ray.cluster_resources()["CPU"]
@@ -222,7 +197,7 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path, view: Any) -> N
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n')
     job = JobConfig(run=RunConfig(name="run", dir=str(tmp_path), resume="never"))
     with pytest.raises(RecipeError, match="already holds"):
-        launch(job, ClusterConfig(), **PLAIN, view=view)
+        run(job, view, ClusterConfig())
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
@@ -279,7 +254,7 @@ def test_a_run_with_all_steps_done_says_so_in_its_record(tmp_path: Path, view: A
     job = JobConfig(
         run=RunConfig(name="run", dir=str(tmp_path), resume="auto"), train=TrainConfig(steps=5)
     )
-    assert launch(job, ClusterConfig(), **PLAIN, view=view) is ExitCode.DONE
+    assert run(job, view, ClusterConfig()) is ExitCode.DONE
     record = exit_record(tmp_path)
     assert (record["code"], record["cause"], record["step"]) == (0, "finished", 5)
 

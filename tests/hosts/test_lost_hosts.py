@@ -1,12 +1,11 @@
 """A run over two real hosts lives through a cut link, the loss of a host and its return; when it
 loses its head, what the other host had in memory is saved, and the run goes on from that."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 
 from recipes.load import load_recipe
-from tests.hosts.namespaces import Host, join_ray, start_ray, two_hosts, why_not
+from tests.hosts.namespaces import Host, join_ray, why_not
 from tests.jobs import train_on_ranks
+from tests.left import lines
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.hold import read_hold
 
@@ -30,11 +30,6 @@ pytestmark = [
 
 CUT_S = 3.0
 RECIPE = "recipes/debug_cpu.yaml"
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 @dataclass
@@ -91,14 +86,6 @@ def undisturbed_losses(folder: Path, steps: int) -> dict[int, float]:
     job = replace(job, keep=KeepingConfig(interval_steps=0))
     _, reports = train_on_ranks(job, 1, stop_after=steps)
     return {report.step: report.loss for report in reports}
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[Host, Host]]:
-    """A Ray cluster over two hosts with one core each."""
-    with two_hosts() as (first, second):
-        start_ray(first, [second], num_cpus=1)
-        yield first, second
 
 
 def test_a_run_lives_through_its_hosts_faults(hosts: tuple[Host, Host], tmp_path: Path) -> None:

@@ -3,14 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.hosts.namespaces import DASHBOARD, GCS_PORT, Host, start_ray, two_hosts, why_not
+from tests.hosts.namespaces import DASHBOARD, GCS_PORT, Host, why_not
+from tests.left import lines
 
 REASON = why_not()
 
@@ -20,14 +19,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
 ]
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[Host, Host]]:
-    """A Ray cluster over two hosts with one core each."""
-    with two_hosts() as (first, second):
-        start_ray(first, [second], num_cpus=1)
-        yield first, second
 
 
 def submission(folder: Path, name: str, *overrides: str) -> list[str]:
@@ -41,13 +32,9 @@ def submission(folder: Path, name: str, *overrides: str) -> list[str]:
     ]
 
 
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def wait_for_steps(folder: Path, count: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while len(records(folder / "metrics.jsonl")) < count:
+    while len(lines(folder / "metrics.jsonl")) < count:
         assert not (folder / "exit.json").exists(), (folder / "exit.json").read_text()
         assert time.monotonic() < deadline, f"no {count} steps within {timeout_s} s"
         time.sleep(0.2)
@@ -58,7 +45,7 @@ def test_a_submitted_run_trains_over_both_hosts(hosts: tuple[Host, Host], tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     info = json.loads((tmp_path / "both/run.json").read_text())
     assert [host["address"] for host in info["hosts"]] == [host.address for host in hosts]
-    assert [record["step"] for record in records(tmp_path / "both/metrics.jsonl")] == [*range(1, 9)]
+    assert [record["step"] for record in lines(tmp_path / "both/metrics.jsonl")] == [*range(1, 9)]
     assert json.loads((tmp_path / "both/exit.json").read_text())["code"] == 0
     assert "working directory:" in done.stdout
 

@@ -1,7 +1,5 @@
 """A whole run by rewards in one process: a rank that trains, a worker that samples, a conductor."""
 
-import multiprocessing
-import pickle
 import threading
 import time
 from datetime import timedelta
@@ -10,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from comms.config import RankEnvironment
+from tests.processes import collect, start_processes
 from tests.ranks import free_port
 from trainer.config import JobConfig
 from trainer.main import run_job
@@ -120,23 +119,10 @@ class OneProcess:
 def run_in_one_process(config: JobConfig) -> tuple[frozenset[str], list[dict[str, Any]]]:
     """Keys that conductor and sampler read, and the lines of metrics.jsonl. Raises what a part
     raised."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.main"])
-    results = context.SimpleQueue()
-    process = context.Process(target=_work, args=(config, results), daemon=True)
-    process.start()
-    found = pickle.loads(results.get())
-    process.join()
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    return collect(*start_processes(1, _work, config))[0]
 
 
-def _work(config: JobConfig, results: Any) -> None:
-    try:
-        whole = OneProcess(config)
-        reports = whole.run()
-        results.put(pickle.dumps((whole.log.read, [r.metrics_record() for r in reports])))
-    except BaseException as error:
-        results.put(pickle.dumps(error))
-        raise
+def _work(number: int, config: JobConfig) -> tuple[frozenset[str], list[dict[str, Any]]]:
+    whole = OneProcess(config)
+    reports = whole.run()
+    return whole.log.read, [report.metrics_record() for report in reports]

@@ -1,7 +1,5 @@
 """Invariants 3 and 7 where replicas compress gradients; what is sent whole is summed as without."""
 
-import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +7,9 @@ import pytest
 from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig
 from parallel.config import ParallelConfig
-from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.jobs import start_until, tiny_job, train_on_ranks
+from tests.left import events, losses
+from tests.processes import kill_all
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, OptimConfig, TrainConfig
 from trainer.errors import RecipeError
@@ -27,15 +27,6 @@ def _job(base: JobConfig, name: str, replica: ReplicaConfig, **changes) -> JobCo
     return replace(
         base, run=run, **{"parallel": TWO, "comms": CommsConfig(replica=replica), **changes}
     )
-
-
-def _records(job: JobConfig, file: str) -> list[dict]:
-    path = getattr(RunFolder.of(job.run), file)
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _losses(job: JobConfig) -> list[float]:
-    return [record["loss"] for record in _records(job, "metrics")]
 
 
 @pytest.mark.timeout(240)
@@ -66,7 +57,7 @@ def test_a_method_that_changes_on_the_way_keeps_what_was_not_sent(tmp_path):
         assert f"send {report.plan.compression}" in report.plan.reasons[-1]
     assert [r.exchanged.error_norm > 0 for r in reports] == [True] * 3 + [False] * 3
     assert reports[-1].loss < reports[0].loss
-    resets = [e for e in _records(job, "events") if e["kind"] == "compression_reset"]
+    resets = events(job, "compression_reset")
     assert [e["cause"].split(" of ")[0] for e in resets] == ["dense_velocity"]
 
 
@@ -90,17 +81,12 @@ def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
     _, reports = train_on_ranks(whole, ranks)
     assert all(r.exchanged.saving > 1 for r in reports[3:])
     broken = _job(base, "broken", replica, parallel=parallel)
-    workers, _ = start_ranks(broken, ranks)
-    checkpoints = RunFolder.of(broken.run).checkpoints
-    while not (checkpoints / "step-00000002").exists():
-        time.sleep(0.005)
-        assert all(worker.is_alive() for worker in workers)
-    for worker in workers:
-        worker.kill()
-        worker.join()
+    saved = RunFolder.of(broken.run).checkpoints / "step-00000002"
+    workers, _ = start_until(broken, ranks, saved.exists)
+    kill_all(workers)
     assert train_on_ranks(broken, ranks)[0].step == 6
-    assert _losses(broken) == _losses(whole)
-    assert not [e for e in _records(broken, "events") if e["kind"] == "compression_reset"]
+    assert losses(broken) == losses(whole)
+    assert not events(broken, "compression_reset")
 
 
 REFUSED = [

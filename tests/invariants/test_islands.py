@@ -1,6 +1,5 @@
 """Islands in whole runs: the guarantees of trainer/islands/exchange.py, one by one."""
 
-import json
 import pickle
 import time
 from contextlib import closing
@@ -12,7 +11,8 @@ import torch
 from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig, RankEnvironment
 from parallel.config import ParallelConfig
-from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.jobs import start_until_step, tiny_job, train_on_ranks
+from tests.left import events, lines, losses, metrics
 from tests.ranks import run_on_ranks
 from trainer.build import build
 from trainer.config import JobConfig, OptimConfig, RunConfig, SchedConfig, TrainConfig
@@ -27,20 +27,6 @@ from trainer.status import Status
 
 STREAM = CommsConfig(island=IslandConfig(every=3, overlap_steps=2, fragments=1))
 """The model leaves after steps 3 and 6, and is merged after steps 5 and 8."""
-
-
-def _lines(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _losses(config) -> list[float]:
-    records = _lines(RunFolder.of(config.run).metrics)
-    assert [r["step"] for r in records] == list(range(1, len(records) + 1))
-    return [r["loss"] for r in records]
-
-
-def _events(config, kind: str) -> list[dict]:
-    return [e for e in _lines(RunFolder.of(config.run).events) if e["kind"] == kind]
 
 
 def _named(config, name: str, **run):
@@ -72,19 +58,17 @@ def test_exchanging_after_every_step_at_once_and_in_full_is_data_parallelism(tmp
     )
     train_on_ranks(whole, 1)
     _, reports = train_on_ranks(islands, 2)
-    wanted = _losses(whole)
+    wanted = losses(whole)
     assert wanted[-1] < wanted[0] - 0.1
-    assert _losses(islands) == pytest.approx(wanted, rel=1e-5)
-    assert [r.tokens for r in reports] == [
-        r["tokens"] for r in _lines(RunFolder.of(whole.run).metrics)
-    ]
+    assert losses(islands) == pytest.approx(wanted, rel=1e-5)
+    assert [r.tokens for r in reports] == [r["tokens"] for r in metrics(whole)]
 
 
 @pytest.mark.timeout(240)
 def test_a_run_that_stops_in_mid_exchange_goes_on_bitwise_and_on_other_islands(tmp_path):
     whole = _named(_streaming(tmp_path), "whole")
     _, reports = train_on_ranks(whole, 2)
-    plans = _lines(RunFolder.of(whole.run).plans)
+    plans = lines(RunFolder.of(whole.run).plans)
     outer = [plan["outer"] for plan in plans]
     assert [o["sends"] for o in outer] == [None, None, 0] * 3
     assert [o["merges"] for o in outer] == [None] * 4 + [0, None, None, 0, None]
@@ -100,7 +84,7 @@ def test_a_run_that_stops_in_mid_exchange_goes_on_bitwise_and_on_other_islands(t
     stopped = str(RunFolder.of(broken.run).checkpoints / "step-00000003")
     outcome, _ = train_on_ranks(broken, 2)
     assert outcome.step == 9
-    assert _losses(broken) == _losses(whole)
+    assert losses(broken) == losses(whole)
 
     # Whoever is alone goes on from what all had agreed on, and others from the one who was alone.
     alone = replace(
@@ -108,15 +92,15 @@ def test_a_run_that_stops_in_mid_exchange_goes_on_bitwise_and_on_other_islands(t
     )
     outcome, _ = train_on_ranks(alone, 1)
     assert outcome.step == 9
-    changed = _events(alone, "islands_changed")
+    changed = events(alone, "islands_changed")
     assert [(e["step"], e["before"], e["now"]) for e in changed] == [(3, 2, 1)]
-    assert _losses_from(alone, 4)[-1] == pytest.approx(_losses(whole)[-1], rel=0.05)
+    assert metrics(alone)[-1]["loss"] == pytest.approx(losses(whole)[-1], rel=0.05)
     spread = _named(
         replace(broken, train=replace(broken.train, steps=10)), "spread", resume=outcome.checkpoint
     )
     outcome, reports = train_on_ranks(spread, 2)
     assert (outcome.step, reports[-1].plan.outer.merges) == (10, None)
-    assert [e["now"] for e in _events(spread, "islands_changed")] == [2]
+    assert [e["now"] for e in events(spread, "islands_changed")] == [2]
     other = replace(
         broken,
         train=replace(broken.train, steps=12),
@@ -124,10 +108,6 @@ def test_a_run_that_stops_in_mid_exchange_goes_on_bitwise_and_on_other_islands(t
     )
     with pytest.raises(RecipeError, match="every: 3 in the checkpoint, 4 now"):
         train_on_ranks(other, 2)
-
-
-def _losses_from(config, step: int) -> list[float]:
-    return [r["loss"] for r in _lines(RunFolder.of(config.run).metrics) if r["step"] >= step]
 
 
 def _poisoned(rank: int, config: JobConfig) -> tuple[list[bool], int]:
@@ -168,20 +148,16 @@ def test_a_step_that_is_not_finite_is_skipped_on_its_own_island_alone(tmp_path):
     config = _streaming(tmp_path)
     found = run_on_ranks(2, _poisoned, config)
     assert found == [([True] * 6, 6), ([True, False, *[True] * 4], 5)]
-    skipped = [r["skipped"] for r in _lines(RunFolder.of(config.run).metrics)]
+    skipped = [r["skipped"] for r in metrics(config)]
     assert skipped == [False, True, False, False, False, False]
-    assert [(e["island"], e["step"]) for e in _events(config, "numeric_fault")] == [(1, 2)]
+    assert [(e["island"], e["step"]) for e in events(config, "numeric_fault")] == [(1, 2)]
 
 
 @pytest.mark.timeout(120)
 def test_an_island_that_is_lost_is_named(tmp_path):
     train = TrainConfig(steps=5000, global_batch_tokens=8 * 48, max_tokens_per_device=96)
     config = _streaming(tmp_path, train=train, run=RunConfig(name="lost", dir=str(tmp_path / "r")))
-    workers, results = start_ranks(config, 2)
-    metrics = RunFolder.of(config.run).metrics
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-        time.sleep(0.01)
-        assert all(worker.is_alive() for worker in workers)
+    workers, results = start_until_step(config, 2, 3)
     workers[1].kill()
     rank, payload = results.get()
     error = pickle.loads(payload)
@@ -210,7 +186,7 @@ def test_islands_train_alike_however_their_ranks_share_the_model(tmp_path):
         outcome, reports = train_on_ranks(moved, 4, stop_after=1)
         assert outcome.step == 3 * number
         assert set(reports[-1].plan.rounds[0].group_of(0).ranks) <= {0, 1}
-    assert _losses(config) == pytest.approx(_losses(whole), rel=2e-5)
+    assert losses(config) == pytest.approx(losses(whole), rel=2e-5)
 
 
 @pytest.mark.timeout(240)
@@ -229,9 +205,9 @@ def test_what_replicas_of_an_island_have_not_sent_goes_on_with_it(tmp_path):
     assert reports[-1].loss < reports[0].loss
     assert train_on_ranks(config, 4, stop_after=1)[0].step == 3
     assert train_on_ranks(config, 4)[0].step == 9
-    assert _losses(config) == _losses(whole)
-    assert not _events(config, "compression_reset")
-    assert not _events(config, "snapshots_off")
+    assert losses(config) == losses(whole)
+    assert not events(config, "compression_reset")
+    assert not events(config, "snapshots_off")
 
     # One island of as many replicas goes on with what the first one had not sent.
     stopped = str(RunFolder.of(whole.run).checkpoints / "step-00000009")
@@ -244,5 +220,5 @@ def test_what_replicas_of_an_island_have_not_sent_goes_on_with_it(tmp_path):
     outcome, (report,) = train_on_ranks(alone, 2)
     assert outcome.step == 10
     assert report.exchanged.error_norm > 0
-    resets = [e["cause"] for e in _events(alone, "compression_reset")]
+    resets = [e["cause"] for e in events(alone, "compression_reset")]
     assert all("begin again" in cause for cause in resets)

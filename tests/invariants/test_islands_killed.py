@@ -1,11 +1,8 @@
 """Invariant 3 with islands and with compressed replicas: what a kill costs is a step."""
 
-import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,8 @@ from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig
 from parallel.config import ParallelConfig
 from tests.built import built, take_steps
-from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.jobs import tiny_job, train_on_ranks, train_until_killed
+from tests.left import events, losses
 from tests.ranks import run_on_ranks
 from trainer.config import JobConfig, TrainConfig
 from trainer.job import Job
@@ -29,35 +27,6 @@ from trainer.snapshot_opening import folder_of
 STEPS = 26
 TRAIN = TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96)
 ISLAND = IslandConfig(every=4, overlap_steps=1, fragments=2, mixing=0.25)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _losses(config: JobConfig) -> list[float]:
-    lines = _lines(RunFolder.of(config.run).metrics)
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line["loss"] for line in lines]
-
-
-def _events(config: JobConfig, kind: str) -> list[dict[str, Any]]:
-    return [e for e in _lines(RunFolder.of(config.run).events) if e["kind"] == kind]
-
-
-def _killed(config: JobConfig, ranks: int, *, step: int) -> int:
-    """Train until `step` is reported, kill all ranks; the last step that was reported."""
-    workers, _ = start_ranks(config, ranks)
-    metrics = RunFolder.of(config.run).metrics
-    while len(_lines(metrics)) < step:
-        time.sleep(0.005)
-        assert all(worker.is_alive() for worker in workers)
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
-    return len(_lines(metrics))
 
 
 def _whole(config: JobConfig) -> JobConfig:
@@ -75,16 +44,16 @@ def test_what_replicas_have_not_sent_outlives_them(tmp_path, method):
         comms=CommsConfig(replica=replica),
     )
     train_on_ranks(_whole(config), 2)
-    reported = [_killed(config, 2, step=step) for step in (2, 9)]
+    reported = [train_until_killed(config, 2, step=step) for step in (2, 9)]
     outcome, _ = train_on_ranks(config, 2)
     assert outcome.step == STEPS
-    resumed = _events(config, "resumed")
+    resumed = events(config, "resumed")
     assert [event["place"] for event in resumed] == ["memory"] * 2
     for event, last in zip(resumed, reported, strict=True):
         assert last - 1 <= event["step"] <= last
-    assert not _events(config, "compression_reset")
-    assert not _events(config, "snapshots_off")
-    assert _losses(config) == _losses(_whole(config))
+    assert not events(config, "compression_reset")
+    assert not events(config, "snapshots_off")
+    assert losses(config) == losses(_whole(config))
 
 
 @pytest.mark.timeout(240)
@@ -93,15 +62,15 @@ def test_islands_that_are_killed_go_on_from_their_own_steps(tmp_path):
         tmp_path, train=TRAIN, parallel=ParallelConfig(island=2), comms=CommsConfig(island=ISLAND)
     )
     train_on_ranks(_whole(config), 2)
-    reported = [_killed(config, 2, step=step) for step in (2, 6, 11, 15)]
+    reported = [train_until_killed(config, 2, step=step) for step in (2, 6, 11, 15)]
     outcome, _ = train_on_ranks(config, 2)
     assert outcome.step == STEPS
-    resumed = _events(config, "resumed")
+    resumed = events(config, "resumed")
     assert [event["place"] for event in resumed] == ["memory"] * 4
     for event, last in zip(resumed, reported, strict=True):
         # Lines come two steps late.
         assert last <= event["step"] <= last + 3
-    assert _losses(config) == _losses(_whole(config))
+    assert losses(config) == losses(_whole(config))
     assert not list((tmp_path / "keep").iterdir())
 
 
@@ -156,7 +125,7 @@ def test_an_island_behind_hears_what_came_of_an_exchange(tmp_path, overlap_steps
     assert (
         first == second == [(s - 2, s - 1) if s % 2 == 0 else (s - 1, s - 2) for s in range(4, 12)]
     )
-    assert _losses(config) == _losses(_whole(config))
+    assert losses(config) == losses(_whole(config))
 
 
 def _go_on(rank: int, ranks: int, config: JobConfig, islands: tuple[int, ...], step: int) -> dict:
@@ -211,13 +180,13 @@ def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
     assert _equal(joined["weights"], there["globals"])
     assert torch.equal(joined["lr state"], there["lr state"])
     assert _equal(joined["agreed"], there["agreed"])
-    changed = [(e["step"], e["islands"], e["joined"]) for e in _events(config, "islands_changed")]
+    changed = [(e["step"], e["islands"], e["joined"]) for e in events(config, "islands_changed")]
     assert changed == [(7, [1], []), (11, [0, 1], [0])]
-    left_out = _events(config, "islands_left_out")
+    left_out = events(config, "islands_left_out")
     assert all(event["step"] in (11, 12) for event in left_out)
-    losses = _losses(config)
-    assert len(losses) == 20
-    assert losses[-1] < losses[0]
+    found = losses(config)
+    assert len(found) == 20
+    assert found[-1] < found[0]
 
 
 def _on_own_hosts(rank: int, config: JobConfig) -> int:
@@ -255,5 +224,5 @@ def test_an_island_whose_host_is_lost_takes_all_back_to_its_copies(tmp_path):
     )
     train_on_ranks(_whole(config), 2)
     assert run_on_ranks(2, _on_own_hosts, config) == [6, 6]
-    assert not _events(config, "islands_changed")
-    assert _losses(config) == _losses(_whole(config))
+    assert not events(config, "islands_changed")
+    assert losses(config) == losses(_whole(config))

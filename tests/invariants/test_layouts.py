@@ -1,6 +1,5 @@
 """Invariant 1 for every pair of axes, and invariant 3 for runs that change their layout."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,8 @@ import pytest
 from parallel.config import ParallelConfig
 from recipes.invariance import RELATIVE_BOUND, Variant, compare
 from tests.jobs import tiny_job, train_on_ranks
+from tests.left import losses
 from trainer.errors import RecipeError
-from trainer.run_folder import RunFolder
 
 ALONE = [
     Variant(replica=4, sp=4),
@@ -93,10 +92,6 @@ def test_sequences_of_their_own_length_are_trained_alike_by_all_groups(tmp_path)
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_goes_on_in_any_other_layout(tmp_path):
-    def losses(config):
-        lines = RunFolder.of(config.run).metrics.read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
-
     moved = _job(tmp_path)
     whole = replace(moved, run=replace(moved.run, name="whole"))
     train_on_ranks(whole, 1)

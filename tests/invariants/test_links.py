@@ -1,7 +1,6 @@
 """Four ranks play four hosts, whose links are given and change in the middle of a run: what
 replicas exchange and how rows reach experts follows, and losses stay what they were."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from parallel.experts.dispatch import ExpertDispatch
 from parallel.experts.hosts import ExpertStages
 from parallel.layout import Layout
 from parallel.replicas import open_replicas
+from tests.left import lines
 from tests.ranks import run_on_ranks
 from tests.trainer.planner.planners import LENGTHS, fixed_planner
 from trainer.host_map import map_hosts
@@ -153,8 +153,7 @@ def test_a_ring_and_groups_are_taken_up_by_all_at_the_same_step(runs):
 
 def test_the_change_is_an_event_and_a_measurement_that_changes_nothing_another(runs):
     for name, kind in (("same", "links_measured"), ("changed", "links_changed")):
-        lines = (runs[0] / f"{name}-none" / "events.jsonl").read_text().splitlines()
-        first, again = map(json.loads, lines)
+        first, again = lines(runs[0] / f"{name}-none" / "events.jsonl")
         assert (first["kind"], again["kind"]) == ("links_measured", kind)
         assert again["step"] == CHANGED_AT
     assert (again["ring_before"], again["ring"]) == ([0, 1, 2, 3], [0, 2, 1, 3])

@@ -1,14 +1,13 @@
 """Invariant 2: where optimizer states and activations are changes no loss, and no resumed run."""
 
-import json
-import time
 from dataclasses import replace
 
 import pytest
 
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
-from tests.jobs import start_ranks, tiny_job, train_on_ranks
+from tests.jobs import tiny_job, train_on_ranks, train_until_killed
+from tests.left import losses
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import InfrastructureError, RecipeError, ResourceError
@@ -39,11 +38,6 @@ def _named(job: JobConfig, name: str, **changes) -> JobConfig:
 
 def _steps(steps: int) -> TrainConfig:
     return TrainConfig(steps=steps, global_batch_tokens=8 * 48, max_tokens_per_device=96)
-
-
-def _losses(job: JobConfig) -> list[float]:
-    lines = RunFolder.of(job.run).metrics.read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
 
 
 @pytest.mark.timeout(240)
@@ -81,7 +75,7 @@ LAYOUTS = [
     LAYOUTS,
     ids=["buckets", "fsdp2", "tensor", "pipeline", "sequence", "hierarchical"],
 )
-def test_no_layout_changes_its_losses(tmp_path, ranks, parallel):
+def test_no_layout_changes_itslosses(tmp_path, ranks, parallel):
     job = tiny_job(tmp_path, parallel=parallel)
     _, wanted = train_on_ranks(_named(job, "memory"), ranks)
     offloads = {"disk": _on_disk(tmp_path, disk_share=0.5)}
@@ -109,17 +103,10 @@ def test_a_killed_run_with_states_on_disk_ends_like_an_undisturbed_one(tmp_path)
     whole = tiny_job(tmp_path, run=RunConfig(name="whole", dir=str(tmp_path / "runs")), **sections)
     train_on_ranks(whole, 2)
     broken = tiny_job(tmp_path, offload=_on_disk(tmp_path), **sections)
-    metrics = RunFolder.of(broken.run).metrics
     for step in (1, 10):
-        workers, _ = start_ranks(broken, 2)
-        while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
-            time.sleep(0.005)
-            assert all(worker.is_alive() for worker in workers)
-        for worker in workers:
-            worker.kill()
-            worker.join()
+        train_until_killed(broken, 2, step=step)
     assert train_on_ranks(broken, 2)[0].step == 20
-    assert _losses(broken) == _losses(whole)
+    assert losses(broken) == losses(whole)
     assert list((tmp_path / "disk0").iterdir()) == []
 
 
@@ -131,11 +118,11 @@ def test_a_run_goes_on_with_states_elsewhere_and_in_another_layout(tmp_path):
     train_on_ranks(whole, 2)
     for offload in (_on_disk(tmp_path), OffloadConfig(), OffloadConfig(optimizer="host")):
         train_on_ranks(replace(moved, offload=offload), 2, stop_after=2)
-    assert _losses(moved) == _losses(whole)[:6]
+    assert losses(moved) == losses(whole)[:6]
     sharded = ParallelConfig(shard=2)
     train_on_ranks(replace(moved, offload=_on_disk(tmp_path), parallel=sharded), 2, stop_after=1)
     train_on_ranks(moved, 1)
-    assert _losses(moved) == pytest.approx(_losses(whole), rel=1e-5)
+    assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.timeout(120)

@@ -1,23 +1,16 @@
 """Invariant 3: a stopped or changed run ends with the losses of an undisturbed one."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
+from tests.left import events, losses
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from trainer.errors import NumericError, RecipeError
 from trainer.run_folder import RunFolder
-
-
-def _losses(config) -> list[float]:
-    lines = RunFolder.of(config.run).metrics.read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [r["step"] for r in records] == list(range(1, len(records) + 1))
-    return [r["loss"] for r in records]
 
 
 @pytest.mark.timeout(180)
@@ -25,37 +18,36 @@ def test_a_stopped_run_goes_on_bitwise_and_on_other_ranks_within_the_bound(tmp_p
     undisturbed = tiny_job(tmp_path, run=RunConfig(name="whole", dir=str(tmp_path / "runs")))
     outcome, whole = train_on_ranks(undisturbed, 2)
     assert (outcome.kind, outcome.step) == ("finished", 6)
-    wanted = _losses(undisturbed)
+    wanted = losses(undisturbed)
 
     broken = tiny_job(tmp_path)
     outcome, _ = train_on_ranks(broken, 2, stop_after=2)
     assert (outcome.kind, outcome.step) == ("stopped", 2)
     outcome, _ = train_on_ranks(broken, 2, stop_after=2)
     assert (outcome.kind, outcome.step) == ("stopped", 4)
-    assert _losses(broken) == wanted[:4]
+    assert losses(broken) == wanted[:4]
 
     moved = replace(broken, parallel=ParallelConfig(shard=3))
     outcome, reports = train_on_ranks(moved, 3)
     assert (outcome.kind, outcome.step) == ("finished", 6)
-    assert _losses(broken) == pytest.approx(wanted, rel=1e-5)
+    assert losses(broken) == pytest.approx(wanted, rel=1e-5)
     assert reports[-1].tokens == whole[-1].tokens
 
-    events = [json.loads(x) for x in RunFolder.of(broken.run).events.read_text().splitlines()]
-    assert [e["step"] for e in events if e["kind"] == "resumed"] == [2, 4]
+    assert [event["step"] for event in events(broken, "resumed")] == [2, 4]
 
 
 @pytest.mark.timeout(120)
 def test_going_back_on_purpose_leaves_the_later_steps_behind(tmp_path):
     config = tiny_job(tmp_path, checkpoint=CheckpointConfig(interval_steps=2, keep_last=9))
     train_on_ranks(config, 1)
-    wanted = _losses(config)
+    wanted = losses(config)
     folder = RunFolder.of(config.run)
     back = replace(config.run, resume=str(folder.checkpoints / "step-00000002"))
     outcome, _ = train_on_ranks(replace(config, run=back), 1, stop_after=1)
     assert (outcome.kind, outcome.step) == ("stopped", 3)
     outcome, reports = train_on_ranks(config, 1)
     assert [r.step for r in reports] == [4, 5, 6]
-    assert _losses(config) == wanted
+    assert losses(config) == wanted
     aside = sorted(p.name for p in folder.checkpoints.glob("abandoned-*"))
     assert aside == ["abandoned-step-00000004", "abandoned-step-00000006"]
 
@@ -69,7 +61,7 @@ def test_parameters_kept_between_forward_and_backward_are_saved_whole(tmp_path):
     train_on_ranks(config, 2, stop_after=2)
     outcome, _ = train_on_ranks(config, 2)
     assert outcome.step == 6
-    assert _losses(config) == pytest.approx(_losses(whole), rel=1e-5)
+    assert losses(config) == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.timeout(120)
@@ -110,8 +102,7 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(tmp_path):
     )
     with pytest.raises(NumericError, match=r"for 3 steps in a row .*Lower optim\.lr"):
         train_on_ranks(config, 1)
-    events = RunFolder.of(config.run).events.read_text().splitlines()
-    faults = [json.loads(x) for x in events if '"numeric_fault"' in x]
+    faults = events(config, "numeric_fault")
     assert len(faults) == 3
     causes = {"the gradient is not finite on ranks [0]", "the loss is not finite on ranks [0]"}
     assert {fault["cause"] for fault in faults} <= causes

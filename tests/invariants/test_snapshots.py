@@ -1,19 +1,16 @@
 """Invariant 3 from memory: a killed run goes on from its last step, not from a checkpoint."""
 
-import json
 import shutil
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.drills.faults import flip_bytes
 from offload.config import OffloadConfig
 from parallel.config import ParallelConfig
-from tests.jobs import start_ranks, tiny_job, train_on_ranks
-from trainer.config import JobConfig, TrainConfig
+from tests.jobs import tiny_job, train_on_ranks, train_until_killed
+from tests.left import events, losses
+from trainer.config import TrainConfig
 from trainer.errors import RecipeError, ResourceError
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import list_shares
@@ -23,45 +20,18 @@ STEPS = 26
 TRAIN = TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _losses(config: JobConfig) -> list[float]:
-    return [line["loss"] for line in _lines(RunFolder.of(config.run).metrics)]
-
-
-def _events(config: JobConfig, kind: str) -> list[dict[str, Any]]:
-    return [e for e in _lines(RunFolder.of(config.run).events) if e["kind"] == kind]
-
-
-def _killed(config: JobConfig, ranks: int, *, step: int) -> int:
-    """Train until `step` is reported, kill all ranks; the last step that was reported."""
-    workers, _ = start_ranks(config, ranks)
-    metrics = RunFolder.of(config.run).metrics
-    while len(_lines(metrics)) < step:
-        time.sleep(0.005)
-        assert all(worker.is_alive() for worker in workers)
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
-    return len(_lines(metrics))
-
-
 @pytest.mark.timeout(240)
-def test_a_killed_run_goes_on_from_memory_with_the_same_losses(tmp_path):
+def test_a_killed_run_goes_on_from_memory_with_the_samelosses(tmp_path):
     config = tiny_job(tmp_path, train=TRAIN)
     whole = replace(config, run=replace(config.run, name="whole"))
     _, undisturbed = train_on_ranks(whole, 2)
-    wanted = _losses(whole)
+    wanted = losses(whole)
     assert not list((tmp_path / "keep").iterdir())
 
-    reported = [_killed(config, 2, step=3)]
+    reported = [train_until_killed(config, 2, step=3)]
     offloaded = replace(config, offload=OffloadConfig(optimizer="host"))
-    reported.append(_killed(offloaded, 2, step=9))
-    reported.append(_killed(config, 2, step=15))
+    reported.append(train_until_killed(offloaded, 2, step=9))
+    reported.append(train_until_killed(config, 2, step=15))
     left, _ = train_on_ranks(config, 2, leave_after=2)
     assert left.kind == "regrouped"
     reported.append(left.step)
@@ -70,14 +40,14 @@ def test_a_killed_run_goes_on_from_memory_with_the_same_losses(tmp_path):
 
     assert outcome.step == STEPS
     assert reports[-1].tokens == undisturbed[-1].tokens
-    resumed = _events(config, "resumed")
+    resumed = events(config, "resumed")
     assert [event["place"] for event in resumed] == ["memory"] * 4
     assert resumed[-1]["step"] == left.step
     for event, last in zip(resumed, reported, strict=True):
         assert last - 1 <= event["step"] <= last
     kept = resumed[-1]["step"]
-    assert _losses(config)[:kept] == wanted[:kept]
-    assert _losses(config) == pytest.approx(wanted, rel=1e-5)
+    assert losses(config)[:kept] == wanted[:kept]
+    assert losses(config) == pytest.approx(wanted, rel=1e-5)
     assert not list((tmp_path / "keep").iterdir())
 
 
@@ -86,7 +56,7 @@ def test_a_damaged_snapshot_leads_to_the_step_before_and_is_told(tmp_path):
     config = tiny_job(tmp_path, train=TRAIN)
     whole = replace(config, run=replace(config.run, name="whole"))
     train_on_ranks(whole, 1)
-    _killed(config, 1, step=6)
+    train_until_killed(config, 1, step=6)
     shares = {
         share.header.step: share.path
         for folder in (tmp_path / "keep").iterdir()
@@ -95,25 +65,25 @@ def test_a_damaged_snapshot_leads_to_the_step_before_and_is_told(tmp_path):
     newest = max(shares)
     flip_bytes(shares[newest])
     train_on_ranks(config, 1)
-    (resumed,) = _events(config, "resumed")
+    (resumed,) = events(config, "resumed")
     assert (resumed["step"], resumed["place"]) == (newest - 1, "memory")
-    (skipped,) = _events(config, "checkpoint_skipped")
+    (skipped,) = events(config, "checkpoint_skipped")
     assert "checksum" in skipped["cause"]
-    assert _losses(config) == _losses(whole)
+    assert losses(config) == losses(whole)
 
 
 @pytest.mark.timeout(120)
 def test_memory_does_not_outlive_its_run(tmp_path):
     config = tiny_job(tmp_path, train=TRAIN)
-    _killed(config, 1, step=3)
+    train_until_killed(config, 1, step=3)
     assert list((tmp_path / "keep").iterdir())
     shutil.rmtree(RunFolder.of(config.run).root)
-    _killed(config, 1, step=3)
-    assert _events(config, "resumed") == []
+    train_until_killed(config, 1, step=3)
+    assert events(config, "resumed") == []
     # Without snapshots the run goes on from its first checkpoint, and what memory held is gone.
     off = replace(config, keep=replace(config.keep, interval_steps=0))
     train_on_ranks(off, 1, stop_after=2)
-    assert [(e["step"], e["place"]) for e in _events(config, "resumed")] == [(0, "disk")]
+    assert [(e["step"], e["place"]) for e in events(config, "resumed")] == [(0, "disk")]
     assert not list((tmp_path / "keep").iterdir())
 
 
@@ -122,7 +92,7 @@ def test_snapshots_that_cannot_be_are_off_or_refused(tmp_path):
     nowhere = str(tmp_path / "nowhere")
     auto = tiny_job(tmp_path, keep=KeepingConfig(dir=nowhere))
     train_on_ranks(auto, 1, stop_after=1)
-    (event,) = _events(auto, "snapshots_off")
+    (event,) = events(auto, "snapshots_off")
     assert "cannot be used" in event["cause"]
     wanted = KeepingConfig(interval_steps=2, dir=nowhere)
     with pytest.raises(ResourceError, match=r"keep\.dir=.*nowhere cannot be used"):

@@ -1,8 +1,6 @@
-"""Disks for tests: a real tier in a temporary folder, and one that stops taking writes."""
+"""A real tier in a temporary folder."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +16,3 @@ def tier(tmp_path: Path) -> Iterator[DiskTier]:
     )
     yield disk
     disk.close()
-
-
-@pytest.fixture
-def writes_refused() -> Callable[[], AbstractContextManager[None]]:
-    """Inside, the kernel refuses every write of this process to a file, as a full disk would."""
-
-    @contextmanager
-    def refuse() -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return refuse

@@ -4,6 +4,7 @@ import torch
 from offload.disk.files import DiskFailure
 from offload.disk_lane import DiskLane
 from offload.subgroups import cut_subgroups
+from tests.disks import files_up_to
 
 
 def lane_of(tier, *, count=7, buffers=3, overlap=True, master=False):
@@ -83,10 +84,10 @@ def test_stored_shows_the_newest_state(tier, during_pass):
     one_pass(lane, 1.0)
 
 
-def test_a_failed_write_surfaces(tier, writes_refused):
+def test_a_failed_write_surfaces(tier):
     lane, subgroups = lane_of(tier)
     fill_all(lane, subgroups, 0.0)
-    with writes_refused(), pytest.raises(DiskFailure, match="cannot write"):
+    with files_up_to(0), pytest.raises(DiskFailure, match="cannot write"):
         one_pass_to_disk(lane)
 
 

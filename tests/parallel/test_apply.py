@@ -2,41 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
 
 from comms.ledger import Ledger
 from parallel.apply import ModelParts, parallelize
 from parallel.config import ParallelConfig
 from parallel.layout import Layout
 from parallel.mesh import build_mesh
+from tests.parallel.stack import Stack, rows
 from tests.ranks import run_on_ranks
 
 
-class _Stack(nn.Module):
-    """Blocks of odd sizes, so that shards are uneven and some are empty."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(5, 5, bias=True) for _ in range(3))
-        self.head = nn.Linear(5, 3, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = x + torch.tanh(block(x))
-        return self.head(x).square().sum()
-
-
-def _model() -> _Stack:
-    torch.manual_seed(0)
-    return _Stack()
-
-
-def _rows(rank: int, number: int) -> torch.Tensor:
-    return torch.randn(4, 5, generator=torch.Generator().manual_seed(10 * rank + number))
-
-
 def _step(rank: int, layout: Layout, rounds: int, config: ParallelConfig) -> dict:
-    model, ledger = _model(), Ledger()
+    model, ledger = Stack(), Ledger()
     meshes = build_mesh(layout, "cpu")
     spread = parallelize(
         model,
@@ -50,7 +27,7 @@ def _step(rank: int, layout: Layout, rounds: int, config: ParallelConfig) -> dic
     gradients = spread.gradients()
     for number in range(rounds):
         gradients.start_round(last=number == rounds - 1)
-        model(_rows(rank, number)).backward()
+        model(rows(rank, number)).backward()
     gradients.finish()
     squares = float(gradients.squared_norm())
     full = {}
@@ -75,10 +52,10 @@ def _step(rank: int, layout: Layout, rounds: int, config: ParallelConfig) -> dic
     ids=str,
 )
 def test_gradients_are_those_of_one_rank(layout, rounds):
-    reference = _model()
+    reference = Stack()
     for rank in range(layout.world_size):
         for number in range(rounds):
-            reference(_rows(rank, number)).backward()
+            reference(rows(rank, number)).backward()
     wanted = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
     results = run_on_ranks(layout.world_size, _step, layout, rounds, ParallelConfig())
     for result in results:

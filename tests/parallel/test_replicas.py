@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from comms.compression.config import CompressionConfig, StepChoice
 from comms.ledger import Ledger
@@ -11,34 +10,16 @@ from parallel.config import ParallelConfig
 from parallel.layout import Layout
 from parallel.mesh import build_mesh
 from parallel.replicas import exchange_lines, open_replicas
+from tests.parallel.stack import Stack, rows
 from tests.ranks import run_on_ranks
 
 HALF = StepChoice(method="ef", ratio=0.5)
 EACH_WAY = (StepChoice(method="none"), HALF, StepChoice(method="quantized", block_format="int8"))
 
 
-class _Stack(nn.Module):
-    """Blocks of odd sizes, so that shards are uneven and some are empty."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.blocks = nn.ModuleList(nn.Linear(5, 5, bias=True) for _ in range(3))
-        self.head = nn.Linear(5, 3, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = x + torch.tanh(block(x))
-        return self.head(x).square().sum()
-
-
-def _rows(rank: int, number: int) -> torch.Tensor:
-    return torch.randn(4, 5, generator=torch.Generator().manual_seed(10 * rank + number))
-
-
 def _steps(rank: int, layout: Layout, on_host: int, dtype: torch.dtype) -> dict:
     """Gradients of a step of two rounds without compression, and bytes of several steps."""
-    ledger, model = Ledger(), _Stack()
+    ledger, model = Ledger(), Stack()
     config = CompressionConfig(method="ef", dense_below=4)
     replicas = open_replicas(config, layout, ranks_per_host=on_host, ledger=ledger)
     spread = parallelize(
@@ -57,7 +38,7 @@ def _steps(rank: int, layout: Layout, on_host: int, dtype: torch.dtype) -> dict:
         replicas.choose(choice)
         for number in range(2):
             gradients.start_round(last=number == 1)
-            model(_rows(rank, number)).backward()
+            model(rows(rank, number)).backward()
         gradients.finish()
         if choice is EACH_WAY[0]:
             grads = {n: p.grad for n, p in model.named_parameters()}
@@ -102,10 +83,10 @@ def results() -> dict[str, list[dict]]:
 
 @pytest.mark.parametrize("name", list(WAYS))
 def test_without_compression_gradients_are_those_of_one_process(results, name):
-    reference = _Stack()
+    reference = Stack()
     for rank in range(len(results[name])):
         for number in range(2):
-            reference(_rows(rank, number)).backward()
+            reference(rows(rank, number)).backward()
     wanted = {n: p.grad for n, p in reference.named_parameters()}
     bound = 0.1 if WAYS[name][2] == torch.bfloat16 else 1e-5
     for result in results[name]:

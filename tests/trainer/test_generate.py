@@ -4,41 +4,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.trainer.model.generating import ARCHITECTURES, PLAIN, make_model
 from trainer.errors import RecipeError
 from trainer.generate import generate, pick
 from trainer.model.cache import KvCache
-from trainer.model.config import Architecture, MoeConfig, RopeScaling
-from trainer.model.decoder import Decoder
-from trainer.model.init import init_weights
+from trainer.model.config import RopeScaling
 
-PLAIN = Architecture(
-    vocab_size=61,
-    hidden_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    intermediate_size=40,
-    init_std=0.3,
-)
-ARCHITECTURES = {
-    "plain": PLAIN,
-    "window": replace(PLAIN, sliding_window=3, sliding_window_from_layer=1),
-    "moe": replace(PLAIN, qk_norm=True, moe=MoeConfig(num_experts=4, expert_intermediate_size=9)),
-    "yarn": replace(
-        PLAIN, rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_context_tokens=8)
-    ),
-}
 DYNAMIC = replace(
     PLAIN, rope_scaling=RopeScaling(kind="dynamic", factor=4.0, original_context_tokens=8)
 )
 PROMPT = [5, 9, 2, 40, 13]
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "eos_id": None, "context": 100}
-
-
-def make_model(architecture):
-    model = Decoder(architecture)
-    init_weights(model, 1)
-    return model
 
 
 def whole_logits(model, tokens):
@@ -56,7 +32,7 @@ def greedy_without_cache(model, prompt, new_tokens):
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones(name):
     model = make_model(ARCHITECTURES[name])
-    tokens = torch.randint(0, 61, (23,), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, PLAIN.vocab_size, (23,), generator=torch.Generator().manual_seed(0))
     cache = KvCache(model.architecture, 23)
     parts, start = [], 0
     for size in (9, 1, 1, 5, 1, 6):

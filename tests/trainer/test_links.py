@@ -1,6 +1,5 @@
 """The links between hosts are measured, recorded, and followed; ranks here pretend to be hosts."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from comms.links.probe import measure_links
 from parallel.layout import Layout
 from parallel.pool import open_pool
 from parallel.sequence.stretches import AttentionScheme
+from tests.left import lines
 from tests.ranks import run_on_ranks
 from trainer.host_map import map_hosts
 from trainer.links import Followers, open_links
@@ -71,8 +71,7 @@ def test_hosts_are_measured_and_plans_followed(tmp_path):
     assert all(one["one host"] and one["followed once"] for one in found)
     assert [one["hosts"] for one in found] == [(0, 1), (0, 1), (2, 3), (2, 3)]
     assert all(one["nothing to choose"] for one in found)
-    lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    first, again = (json.loads(line) for line in lines)
+    first, again = lines(tmp_path / "events.jsonl")
     assert first["kind"] == "links_measured"
     assert (first["step"], again["step"]) == (3, 4)
     assert first["hosts"] == [f"host{n}" for n in range(4)]

@@ -1,7 +1,6 @@
 """States outside the device: the same bits, names and gradients as beside the weights."""
 
-import resource
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from comms.buckets import GradientBuckets
 from comms.ledger import Ledger
 from offload.disk.tier import DiskTier
+from tests.disks import files_up_to
 from tests.ranks import run_on_ranks
 from trainer.checkpoint.boxes import boxes_of
 from trainer.config import OptimConfig
@@ -116,17 +116,6 @@ def test_either_goes_on_from_the_other(tmp_path, wanted, options):
         second.close()
 
 
-@contextmanager
-def _writes_refused():
-    """The kernel refuses every write of this process to a file, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_disk_that_fails_ends_the_run_with_the_weights_of_the_step_before(tmp_path):
     model, tier = _model(), _tier(tmp_path)
     optimizer = OffloadedAdamW(model, CONFIG, ON_DISK, tier)
@@ -134,7 +123,7 @@ def test_a_disk_that_fails_ends_the_run_with_the_weights_of_the_step_before(tmp_
     _train(model, optimizer, gradients, range(2))
     before = _weights(model)
     with (
-        _writes_refused(),
+        files_up_to(0),
         pytest.raises(InfrastructureError, match="an update could not move optimizer states"),
     ):
         _train(model, optimizer, gradients, [2])

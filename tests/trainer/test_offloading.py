@@ -1,6 +1,6 @@
 """States go where they fit, on all ranks alike, or the run does not start."""
 
-import resource
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from comms.config import RankEnvironment
 from offload.config import OffloadConfig
 from parallel.layout import Layout
+from tests.disks import files_up_to
 from tests.ranks import run_on_ranks
 from trainer.config import JobConfig
 from trainer.errors import ResourceError
@@ -74,11 +75,9 @@ def test_every_place_is_taken_or_refused_by_all_ranks(tmp_path):
 
 
 def _without_room(rank, config):
-    if rank == 1:
-        # The kernel refuses larger files, as a full disk refuses a preallocation.
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    return _attempt(rank, config)
+    # A preallocation is refused as by a full disk.
+    with files_up_to(4096) if rank == 1 else nullcontext():
+        return _attempt(rank, config)
 
 
 @pytest.mark.parametrize("depth", [1, "auto"])

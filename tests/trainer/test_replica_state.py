@@ -1,6 +1,5 @@
 """The guarantees of trainer/replica_state.py, one by one, and what the vote does to the state."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from comms.config import CommsConfig
 from parallel.config import ParallelConfig
 from tests.built import built, take_steps
 from tests.jobs import tiny_job
+from tests.left import events
 from tests.ranks import run_on_ranks
 from trainer.config import JobConfig, OptimConfig
 from trainer.job import Job
@@ -88,15 +88,13 @@ def _move(rank: int, base: JobConfig, name: str) -> dict:
     with built(replace(moved, run=replace(moved.run, resume=back)), rank, RANKS) as (other, _):
         moved_sums = _sums(other, rank)
         committed = [v.commit for v in take_steps(other, 1)]
-    events = RunFolder.of(job.run).events.read_text().splitlines()
-    resets = [json.loads(line) for line in events if "compression_reset" in line]
     return {
         "own": own,
         "again": again,
         "sums": sums,
         "moved": moved_sums,
         "committed": committed,
-        "resets": [reset["cause"] for reset in resets],
+        "resets": [reset["cause"] for reset in events(job, "compression_reset")],
     }
 
 

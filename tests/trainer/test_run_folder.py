@@ -1,11 +1,11 @@
 """Lines are whole, files are replaced as a whole, and a status can be read while it changes."""
 
 import json
-import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.disks import files_up_to
 from trainer.config import RunConfig
 from trainer.run_folder import RunFolder, append_event, append_line, is_full, write_atomically
 from trainer.status import Status
@@ -29,13 +29,9 @@ def test_lines_of_several_writers_do_not_mix(tmp_path):
 def test_a_line_for_which_there_is_no_room_leaves_nothing(tmp_path):
     path = tmp_path / "lines.jsonl"
     append_line(path, {"n": 1})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
-    try:
-        with pytest.raises(OSError, match="no space left for a whole line") as refused:
-            append_line(path, {"n": 2, "pad": "x" * 100})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    full = pytest.raises(OSError, match="no space left for a whole line")
+    with files_up_to(20), full as refused:
+        append_line(path, {"n": 2, "pad": "x" * 100})
     assert is_full(refused.value)
     append_line(path, {"n": 3})
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]

@@ -1,14 +1,12 @@
 """When checkpoints are written, and what a failed save means."""
 
-import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.disks import files_up_to
+from tests.left import lines
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.folder import list_complete
@@ -39,19 +37,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _events(folder: Path) -> list[tuple[str, int]]:
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return [(e["kind"], e["step"]) for e in map(json.loads, lines)]
-
-
-@contextmanager
-def _no_room() -> Iterator[None]:
-    """Files of this process cannot grow beyond a few kB, as on a disk that is nearly full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return [(event["kind"], event["step"]) for event in lines(folder / "events.jsonl")]
 
 
 def test_saves_by_steps_by_time_and_at_the_end(tmp_path):
@@ -84,7 +70,7 @@ def test_the_clock_asks_only_after_the_interval(tmp_path):
 
 def test_a_rehearsal_that_fails_ends_the_run(tmp_path):
     saver = _saver(tmp_path, CheckpointConfig())
-    with _no_room(), pytest.raises(ResourceError, match="step 0 could not be written"):
+    with files_up_to(4096), pytest.raises(ResourceError, match="step 0 could not be written"):
         saver.rehearse(0)
     saver.close()
 
@@ -92,13 +78,16 @@ def test_a_rehearsal_that_fails_ends_the_run(tmp_path):
 def test_one_failed_save_is_survived_and_three_in_a_row_are_not(tmp_path):
     saver = _saver(tmp_path, CheckpointConfig(interval_steps=1, blocking=True))
     saver.rehearse(0)
-    with _no_room():
+    with files_up_to(4096):
         saver.save_if_due(1, by_time=False)
         saver.save_if_due(2, by_time=False)
     saver.save_if_due(3, by_time=False)
     saver.save_if_due(4, by_time=False)
     assert _steps(tmp_path)[0] == 4
-    with _no_room(), pytest.raises(ResourceError, match=r"newest complete one is .*step-00000004"):
+    with (
+        files_up_to(4096),
+        pytest.raises(ResourceError, match=r"newest complete one is .*step-00000004"),
+    ):
         _save_all(saver, range(5, 10))
     saver.close()
     assert [e for e in _events(tmp_path) if e[0] == "checkpoint_failed"][:2] == [
@@ -110,7 +99,7 @@ def test_one_failed_save_is_survived_and_three_in_a_row_are_not(tmp_path):
 
 def test_an_earlier_failure_does_not_spoil_the_last_save(tmp_path):
     saver = _saver(tmp_path, CheckpointConfig(interval_steps=2, blocking=True))
-    with _no_room():
+    with files_up_to(4096):
         saver.save_if_due(2, by_time=False)
     assert saver.finish(3) == tmp_path / "checkpoints" / "step-00000003"
     saver.close()
@@ -119,6 +108,9 @@ def test_an_earlier_failure_does_not_spoil_the_last_save(tmp_path):
 
 def test_the_last_save_must_succeed(tmp_path):
     saver = _saver(tmp_path, CheckpointConfig(interval_steps=0))
-    with _no_room(), pytest.raises(ResourceError, match="make room and run the same command again"):
+    with (
+        files_up_to(4096),
+        pytest.raises(ResourceError, match="make room and run the same command again"),
+    ):
         saver.finish(3)
     saver.close()

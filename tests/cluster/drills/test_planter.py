@@ -11,10 +11,10 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.drills.planter import Planter, RunEnded, lines
 from cluster.drills.series import draw_faults
-from cluster.launch import launch
 from cluster.recovery.config import RecoveryConfig
-from cluster.watchdog.config import WatchdogConfig
+from tests.cluster.runs import run
 from tests.jobs import tiny_job
+from tests.left import losses
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
@@ -22,6 +22,7 @@ from trainer.run_folder import RunFolder
 
 STEPS = 150
 FAULTS = 10
+PATIENT = RecoveryConfig(max_restarts=10 * FAULTS)
 
 
 def job(folder: Path, name: str) -> JobConfig:
@@ -33,29 +34,13 @@ def job(folder: Path, name: str) -> JobConfig:
     )
 
 
-def run(job: JobConfig, view: Any, *, spares: int = 0) -> ExitCode:
-    return launch(
-        job,
-        ClusterConfig(address="auto", spares=spares),
-        watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(max_restarts=10 * FAULTS),
-        origins={},
-        recipe_text="run: {}\n",
-        view=view,
-    )
-
-
-def losses(folder: RunFolder) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in lines(folder.metrics)]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ten_faults_in_a_row_leave_no_trace_in_the_losses(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
     whole = job(tmp_path, "whole")
-    assert run(whole, view) is ExitCode.DONE
+    assert run(whole, view, recovery=PATIENT) is ExitCode.DONE
     broken = job(tmp_path, "broken")
     folder = RunFolder.of(broken.run)
     over = threading.Event()
@@ -70,7 +55,7 @@ def test_ten_faults_in_a_row_leave_no_trace_in_the_losses(
     thread = threading.Thread(target=plant)
     thread.start()
     try:
-        code = run(broken, view, spares=2)
+        code = run(broken, view, ClusterConfig(address="auto", spares=2), recovery=PATIENT)
     finally:
         over.set()
         thread.join()
@@ -78,6 +63,6 @@ def test_ten_faults_in_a_row_leave_no_trace_in_the_losses(
     story = json.dumps([vars(fault) for fault in planter.planted], default=str, indent=1)
     assert code is ExitCode.DONE, (folder.exit.read_text(), story)
     assert len(planter.planted) == FAULTS, story
-    assert losses(folder) == losses(RunFolder.of(whole.run)), story
+    assert losses(broken) == losses(whole), story
     assert told["recovered"] >= 6, story
     assert told["layout_changed"] == 0

@@ -1,10 +1,10 @@
 """What the log of events tells of a fault."""
 
-import json
 from pathlib import Path
 
 from cluster.failure import Failure
 from cluster.recovery.incidents import Incidents
+from tests.left import lines
 from trainer.errors import ExitCode
 
 
@@ -31,15 +31,15 @@ def test_a_fault_is_told_with_what_it_cost(tmp_path: Path) -> None:
     incidents.step({"step": 7})
     incidents.step({"step": 8})
     incidents.layout_changed(4, 2)
-    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == [
+    told = lines(tmp_path / "events.jsonl")
+    assert [event["kind"] for event in told] == [
         "worker_lost",
         "worker_lost",
         "recovered",
         "layout_changed",
     ]
-    recovered = lines[2]
+    recovered = told[2]
     assert (recovered["rank"], recovered["host"], recovered["cause"]) == (1, "b", "gone")
     assert recovered["lost_steps"] == 1
     assert recovered["resumed_s"] == 2.0
-    assert (lines[3]["ranks_before"], lines[3]["ranks"], lines[3]["step"]) == (4, 2, 8)
+    assert (told[3]["ranks_before"], told[3]["ranks"], told[3]["step"]) == (4, 2, 8)

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rewards.filter import filter_program
 from cluster.rewards.pool import RewardPool
+from tests.cluster.rewards.confined import NEEDS_CONFINEMENT
 from trainer.errors import RecipeError
 from trainer.rl.rewards.config import RewardConfig
 from trainer.rl.rewards.outcome import FaultKind, RewardRequest
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or filter_program(os.uname().machine, 1) is None,
-    reason="needs Linux on x86_64 or aarch64",
-)
+pytestmark = NEEDS_CONFINEMENT
 MODULE = """
 import os, socket, sys, time
 

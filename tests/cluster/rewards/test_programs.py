@@ -1,11 +1,7 @@
 """Generated programs: what they may do, and how they are judged."""
 
-import os
-import sys
-
 import pytest
 
-from cluster.rewards.filter import filter_program
 from cluster.rewards.programs import (
     Program,
     ProgramLimits,
@@ -14,12 +10,10 @@ from cluster.rewards.programs import (
     require_confinement,
     run_programs,
 )
+from tests.cluster.rewards.confined import NEEDS_CONFINEMENT
 from trainer.rl.rewards.outcome import FaultKind
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or filter_program(os.uname().machine, 1) is None,
-    reason="needs Linux on x86_64 or aarch64",
-)
+pytestmark = NEEDS_CONFINEMENT
 LIMITS = ProgramLimits(time_limit_s=20.0, max_output_bytes=10_000)
 FORGER = """
 import sys, os

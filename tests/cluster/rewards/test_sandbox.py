@@ -1,7 +1,6 @@
 """What a confined process can and cannot do, tried out in one."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.rewards.filter import filter_program
+from tests.cluster.rewards.confined import NEEDS_CONFINEMENT
 
 ATTEMPTS = """
 import ctypes, json, os, resource, socket, subprocess, sys, threading
@@ -74,10 +73,7 @@ print(json.dumps(found))
 ALLOWED = ["read", "thread", "list", "limits", "standard_library", "libraries"]
 BY_NAMESPACE = ["variables_of_other"]
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or filter_program(os.uname().machine, 1) is None,
-    reason="needs Linux on x86_64 or aarch64",
-)
+pytestmark = NEEDS_CONFINEMENT
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,8 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.environment import LOOPBACK_DEFAULTS, RAY_DEFAULTS, set_unless_set
-from cluster.launch import launch
-from cluster.recovery.config import RecoveryConfig
-from cluster.watchdog.config import WatchdogConfig
 from recipes.view import PlainView
+from tests.cluster import runs
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
 from trainer.rl.config import RlConfig, RolloutConfig
@@ -50,14 +48,10 @@ def run(
     ranks: int = 1,
 ) -> ExitCode:
     cpus = 0.5 if ranks == 1 else job.rollout.cpus_per_worker
-    return launch(
+    return runs.run(
         job,
+        view,
         ClusterConfig(address=address, num_workers=ranks, cpus_per_worker=cpus),
-        watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(),
-        origins={},
-        recipe_text="run: {}\n",
-        view=view,
         work=f"tests.cluster.rl.{work}",
         rollout_work=f"tests.cluster.rl.{rollout_work}",
     )

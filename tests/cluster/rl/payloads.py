@@ -1,6 +1,5 @@
 """Small real work for processes that sample, and for ranks that train on what they sampled."""
 
-import json
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from cluster.rank import RankControl, RankSpec
 from cluster.reading import Outcome
 from cluster.rl.rollout_worker import RolloutControl, RolloutSpec
+from tests.left import lines
 from trainer.errors import DataError
 from trainer.rl.ledger_records import Kept
 from trainer.rl.mailbox import MailboxClosedError
@@ -115,11 +115,8 @@ def commit(
 
 def history(folder: RunFolder) -> dict[int, list[int]]:
     """Prompts of each version that counts: of steps trained again, the last time."""
-    path = folder.root / "trained.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
     found: dict[int, list[int]] = {}
-    for line in lines:
-        record = json.loads(line)
+    for record in lines(folder.root / "trained.jsonl"):
         found = {v: g for v, g in found.items() if v < record["version"]}
         found[record["version"]] = record["groups"]
     return found

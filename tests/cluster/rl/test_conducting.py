@@ -3,14 +3,9 @@
 The ranks and those who sample compute nothing here, so that what is tried out is the driver.
 """
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +13,10 @@ import pytest
 
 from tests.cluster.rl.driver import PROMPTS, STEPS, job, run
 from tests.cluster.rl.payloads import history
-from trainer.config import RunConfig
+from tests.cluster.runs import kill, when
+from tests.left import events
 from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder
-
-
-def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in folder.events.read_text().splitlines()]
-    return [event for event in found if event["kind"] == kind]
 
 
 def assert_each_prompt_once(folder: RunFolder, steps: int = STEPS) -> None:
@@ -37,29 +28,6 @@ def assert_each_prompt_once(folder: RunFolder, steps: int = STEPS) -> None:
     assert sorted(numbers) == list(range(steps * PROMPTS))
 
 
-def newest_process(folder: RunFolder, who: str) -> int:
-    """Of `rollout-0`, or of the first rank."""
-    if who != "rank":
-        started = [e for e in events(folder, "rollout_started") if e["worker"].startswith(who)]
-        return int(started[-1]["process"])
-    return int(events(folder, "ranks_started")[-1]["ranks"][0]["process"])
-
-
-def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
-    def watch() -> None:
-        while not ready():
-            time.sleep(0.005)
-        act()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
-def kill(folder: RunFolder, who: str) -> Callable[[], None]:
-    return lambda: os.kill(newest_process(folder, who), signal.SIGKILL)
-
-
 @pytest.mark.timeout(120)
 def test_killed_workers_and_ranks_cost_no_prompt(
     local_cluster: None, tmp_path: Path, view: Any
@@ -67,16 +35,16 @@ def test_killed_workers_and_ranks_cost_no_prompt(
     broken = job(tmp_path, "broken")
     folder = RunFolder.of(broken.run)
     threads = [
-        when(lambda: len(history(folder)) >= 4, kill(folder, "rollout-0")),
-        when(lambda: len(history(folder)) >= 10, kill(folder, "rank")),
+        when(lambda: len(history(folder)) >= 4, kill(broken, "rollout-0")),
+        when(lambda: len(history(folder)) >= 10, kill(broken, 0)),
     ]
     assert run(broken, view) is ExitCode.DONE, view.failures
     for thread in threads:
         thread.join()
     assert_each_prompt_once(folder)
-    assert [event["worker"] for event in events(folder, "rollout_lost")] == ["rollout-0"]
+    assert [event["worker"] for event in events(broken, "rollout_lost")] == ["rollout-0"]
     assert any("rollout-0 on" in text for text in view.warnings)
-    assert len(events(folder, "worker_lost")) == 1
+    assert len(events(broken, "worker_lost")) == 1
     # Figures of the conductor are those of the steps.
     assert all(0.0 <= record["staleness/max"] <= 2 for record in view.steps)
     assert view.steps[-1]["reward/mean"] == pytest.approx(0.5)
@@ -96,17 +64,18 @@ def test_more_losses_than_allowed_end_the_run_with_their_story(
 ) -> None:
     lost = job(tmp_path, "lost", max_restarts=0)
     folder = RunFolder.of(lost.run)
-    thread = when(lambda: len(history(folder)) >= 2, kill(folder, "rollout-1"))
+    thread = when(lambda: len(history(folder)) >= 2, kill(lost, "rollout-1"))
     assert run(lost, view) is ExitCode.WATCHDOG
     thread.join()
     cause = view.failures[0]["cause"]
     assert "rollout.max_restarts is 0" in cause
-    assert events(folder, "failed")[-1]["code"] == ExitCode.WATCHDOG
+    assert events(lost, "failed")[-1]["code"] == ExitCode.WATCHDOG
 
 
 @pytest.mark.timeout(180)
 def test_a_killed_driver_goes_on_where_its_ledger_was(tmp_path: Path) -> None:
-    folder = RunFolder.of(RunConfig(name="killed", dir=str(tmp_path)))
+    killed = job(tmp_path, "killed")
+    folder = RunFolder.of(killed.run)
     command = [sys.executable, "-m", "tests.cluster.rl.driver", str(tmp_path)]
     with (tmp_path / "driver.log").open("wb") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log)
@@ -117,5 +86,5 @@ def test_a_killed_driver_goes_on_where_its_ledger_was(tmp_path: Path) -> None:
         first.wait()
         assert subprocess.run(command, stdout=log, stderr=log, check=False).returncode == 0
     assert_each_prompt_once(folder)
-    assert len(events(folder, "ranks_started")) == 2
-    assert events(folder, "ledger_restarted") == []
+    assert len(events(killed, "ranks_started")) == 2
+    assert events(killed, "ledger_restarted") == []

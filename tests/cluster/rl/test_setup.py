@@ -1,6 +1,5 @@
 """A whole run by rewards, as `braid run` does it: real ranks, real workers that sample."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.drills.prompts import lost_prompts
-from cluster.launch import launch
-from cluster.recovery.config import RecoveryConfig
 from cluster.rl.state import read_state
-from cluster.watchdog.config import WatchdogConfig
-from tests.cluster.rl.test_conducting import events, kill, when
+from tests.cluster.runs import kill, run, when
 from tests.jobs import tiny_job
+from tests.left import events, metrics
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, OptimConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
@@ -23,6 +20,7 @@ from trainer.rl.rewards.config import RewardConfig
 from trainer.rl.tasks.config import TaskConfig
 from trainer.run_folder import RunFolder
 
+HERE = ClusterConfig(address="auto", num_workers=1, cpus_per_worker=0.5)
 STEPS = 40
 """Some of them after the second fault, however late it comes."""
 
@@ -58,18 +56,6 @@ def job(
     )
 
 
-def run(job: JobConfig, view: Any, ranks: int = 1) -> ExitCode:
-    return launch(
-        job,
-        ClusterConfig(address="auto", num_workers=ranks, cpus_per_worker=0.5),
-        watchdog=WatchdogConfig(),
-        recovery=RecoveryConfig(),
-        origins={},
-        recipe_text="run: {}\n",
-        view=view,
-    )
-
-
 @pytest.mark.timeout(300)
 def test_it_learns_while_a_rank_and_a_worker_are_killed(
     local_cluster: None, tmp_path: Path, view: Any
@@ -79,17 +65,15 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
         "learning",
         reward=RewardConfig(function="tests.cluster.rl.tasks:reward", workers=1),
     )
-    folder = RunFolder.of(learning.run)
-
     threads = [
-        when(lambda: len(view.steps) >= 6, kill(folder, "rollout-0")),
-        when(lambda: len(view.steps) >= 14, kill(folder, "rank")),
+        when(lambda: len(view.steps) >= 6, kill(learning, "rollout-0")),
+        when(lambda: len(view.steps) >= 14, kill(learning, 0)),
     ]
-    assert run(learning, view) is ExitCode.DONE, view.failures
+    assert run(learning, view, HERE) is ExitCode.DONE, view.failures
     for thread in threads:
         thread.join()
 
-    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    lines = metrics(learning)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert "reward/mean" not in lines[0]
     rewards = [line["reward/mean"] for line in lines[1:]]
@@ -97,10 +81,10 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
     assert all(line["staleness/max"] <= learning.rl.max_staleness for line in lines[1:])
     # What is sampled from is what is trained: bf16 or older weights would show here.
     assert all(abs(line.get("trust/version", 0.0)) < 1.0 for line in lines[1:])
-    assert len(events(folder, "rollout_lost")) == 1
-    assert len(events(folder, "worker_lost")) == 1
+    assert len(events(learning, "rollout_lost")) == 1
+    assert len(events(learning, "worker_lost")) == 1
 
-    state = read_state(folder)
+    state = read_state(RunFolder.of(learning.run))
     assert state is not None
     trained = [r for r in state["ledger"]["records"] if r["state"] == "trained"]
     numbers = [record["number"] for record in trained]
@@ -114,19 +98,18 @@ def test_a_rank_gives_its_place_to_those_who_sample(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
     slow = job(tmp_path, "slow", steps=36, task="SlowLow", resize="apply")
-    folder = RunFolder.of(slow.run)
-    assert run(slow, view, ranks=2) is ExitCode.DONE, view.failures
+    assert run(slow, view, replace(HERE, num_workers=2)) is ExitCode.DONE, view.failures
 
-    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    lines = metrics(slow)
     # No step is lost for it, none is trained twice, and each has all that it shall have.
     assert [line["step"] for line in lines] == list(range(1, 37))
     assert {line["groups/trained"] for line in lines[1:]} == {4.0}
-    assert [len(event["ranks"]) for event in events(folder, "ranks_started")] == [2, 1]
-    (resized,) = events(folder, "resized")
+    assert [len(event["ranks"]) for event in events(slow, "ranks_started")] == [2, 1]
+    (resized,) = events(slow, "resized")
     assert (resized["trainers"], resized["workers"]) == (1, 2)
     assert resized["step_s"] < 0.7 * resized["present_s"]
     assert "rollout workers 2 a step should take" in resized["cause"]
-    assert events(folder, "rollout_lost") == []
+    assert events(slow, "rollout_lost") == []
 
 
 @pytest.mark.timeout(120)
@@ -134,8 +117,7 @@ def test_one_that_shares_the_place_of_a_rank_samples_and_says_why_it_stays(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
     shared = job(tmp_path, "shared", steps=5, workers=0, resize="apply")
-    folder = RunFolder.of(shared.run)
-    assert run(shared, view) is ExitCode.DONE, view.failures
-    assert [e["worker"] for e in events(folder, "rollout_started")] == ["rollout-0"]
+    assert run(shared, view, HERE) is ExitCode.DONE, view.failures
+    assert [e["worker"] for e in events(shared, "rollout_started")] == ["rollout-0"]
     assert [step["step"] for step in view.steps] == [1, 2, 3, 4, 5]
-    assert "rollout.colocated_workers=1" in events(folder, "resize_refused")[0]["cause"]
+    assert "rollout.colocated_workers=1" in events(shared, "resize_refused")[0]["cause"]

@@ -9,6 +9,7 @@ from offload.activations.engine import ActivationSwap
 from offload.activations.records import SwapOptions
 from offload.disk.files import DiskFailure
 from offload.disk.tier import DiskTier
+from tests.disks import files_up_to
 from tests.offload.activations.small import EVERYTHING, MIB, mlp, open_swap
 
 
@@ -58,10 +59,10 @@ def test_memory_under_way_is_bounded(tmp_path):
     assert 0 < stats.fetched_peak_bytes <= 3 * one_bytes
 
 
-def test_a_failing_disk_is_named_and_the_tensors_stay(tmp_path, writes_refused):
+def test_a_failing_disk_is_named_and_the_tensors_stay(tmp_path):
     x = torch.randn(64, 64, requires_grad=True) * 1.0
     with open_swap("disk", tmp_path) as swap:
-        with writes_refused():
+        with files_up_to(0):
             with swap.saving():
                 loss = x.square().sum()
             with pytest.raises(DiskFailure, match=f"cannot write .* under {tmp_path}"):

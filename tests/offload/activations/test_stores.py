@@ -7,6 +7,7 @@ from offload.activations.disk_store import DiskStore
 from offload.activations.stores import HostStore
 from offload.disk.files import DiskFailure
 from offload.disk.tier import DiskTier
+from tests.disks import files_up_to
 
 CPU = torch.device("cpu")
 SIZES = [1, 4095, 4096, 4097, 70001]
@@ -45,10 +46,10 @@ def test_a_full_tier_says_so_and_released_room_is_used_again(tmp_path):
         store.close()
 
 
-def test_a_failed_write_names_the_folder(tmp_path, writes_refused):
+def test_a_failed_write_names_the_folder(tmp_path):
     store = DiskStore(DiskTier([tmp_path], capacity_bytes=1 << 20), closes_tier=True)
     source = torch.ones(10000, dtype=torch.uint8)
-    with writes_refused():
+    with files_up_to(0):
         transfer = store.put(store.allocate(10000), source)
         with pytest.raises(DiskFailure, match=f"cannot write .* under {tmp_path}"):
             transfer.wait()

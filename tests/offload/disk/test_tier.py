@@ -11,6 +11,7 @@ import torch
 from offload.disk.extents import PAGE_BYTES
 from offload.disk.files import DiskFailure, ScratchFile
 from offload.disk.tier import DiskTier, page_aligned
+from tests.disks import files_up_to
 
 STRIPE = 4 * PAGE_BYTES
 
@@ -51,11 +52,11 @@ def test_bytes_are_counted(tmp_path):
         assert tier.counters.read_bytes == buffer.nbytes
 
 
-def test_a_refused_write_is_raised_where_it_is_waited_for(tmp_path, writes_refused):
+def test_a_refused_write_is_raised_where_it_is_waited_for(tmp_path):
     with tier_in(tmp_path) as tier:
         buffer = page_aligned(PAGE_BYTES)
         record = tier.allocate(buffer.nbytes)
-        with writes_refused():
+        with files_up_to(0):
             transfer = tier.write(record, [buffer])
             with pytest.raises(DiskFailure, match=f"cannot write 4096 bytes under {tmp_path}"):
                 transfer.wait()

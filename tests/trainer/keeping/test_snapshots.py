@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.disks import files_up_to
 from tests.trainer.keeping.shares import keep, mixed_state, snapshots_of
 from trainer.keeping.folder import check_share, list_shares, rank_folder
 from trainer.keeping.header import ShareDamaged
@@ -99,15 +99,8 @@ def test_a_snapshot_that_fails_stops_snapshots_and_nothing_else(tmp_path):
 
 
 def test_a_full_host_refuses_before_the_first_step(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            snapshots_of(tmp_path, mixed_state(0))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, previous)
+    with files_up_to(100_000), pytest.raises(OSError, match="File too large"):
+        snapshots_of(tmp_path, mixed_state(0))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -136,7 +129,6 @@ def _keep_for_ever(folder: Path, settled) -> None:
 
 def test_a_process_killed_at_any_moment_leaves_its_last_step(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.keeping.snapshots"])
     chance = random.Random(5)
     for number in range(4):
         folder = tmp_path / str(number)

@@ -62,10 +62,22 @@ def test_what_does_not_go_together_is_refused_with_the_nearest(numeric, others, 
         JobConfig(numeric=numeric, **others)
 
 
-def test_the_nearest_is_accepted():
-    JobConfig(numeric=NumericConfig(on_nan="stop"), parallel=ParallelConfig(island=2))
-    JobConfig(numeric=BACK, checkpoint=CheckpointConfig(interval_steps=8, keep_last=4))
-    JobConfig(numeric=BACK, checkpoint=CheckpointConfig(interval_steps=20, keep_last=2))
+@pytest.mark.parametrize(
+    ("numeric", "others"),
+    [
+        (NumericConfig(on_nan="stop"), {"parallel": ParallelConfig(island=2)}),
+        (BACK, {"checkpoint": CheckpointConfig(interval_steps=8, keep_last=4)}),
+        (BACK, {"checkpoint": CheckpointConfig(interval_steps=20, keep_last=2)}),
+    ],
+)
+def test_the_nearest_is_accepted_as_it_is_and_one_less_is_not(numeric, others):
+    job = JobConfig(numeric=numeric, **others)
+    assert job.numeric == numeric
+    assert {name: getattr(job, name) for name in others} == others
+    if checkpoint := others.get("checkpoint"):
+        fewer = replace(checkpoint, keep_last=checkpoint.keep_last - 1)
+        with pytest.raises(ValueError, match=f"keep_last={checkpoint.keep_last}"):
+            JobConfig(numeric=numeric, checkpoint=fewer)
 
 
 def test_keys_without_effect_stay_unread():

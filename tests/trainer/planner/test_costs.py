@@ -6,14 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 
 from parallel.layout import Layout
-from trainer.planner.costs import AttentionShape, Hardware, ModelCost, predict, refit, sent_bytes
+from tests.trainer.planner.planners import SHAPE
+from trainer.planner.costs import Hardware, ModelCost, predict, refit, sent_bytes
 from trainer.planner.plan import Terms
 
 HARDWARE = Hardware(
     peak_flops_per_s=1e12, flops_per_s=5e11, update_parameters_per_s=1e8, link_bytes_per_s=1e9
-)
-SHAPE = AttentionShape(
-    num_heads=2, num_kv_heads=2, head_dim=4, element_bytes=4, num_layers=1, windowed=False
 )
 COST = ModelCost(
     attention=SHAPE,

@@ -5,26 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel.layout import Layout
+from tests.trainer.planner.planners import COST, HARDWARE
 from trainer.planner.batch import BatchArithmetic
 from trainer.planner.codec import decode_plan, encode_plan
-from trainer.planner.costs import AttentionShape, Hardware, ModelCost
 from trainer.planner.fixed import FixedPlanner, assign
 from trainer.planner.plan import Terms
-
-HARDWARE = Hardware(
-    peak_flops_per_s=1e9, flops_per_s=5e8, update_parameters_per_s=1e6, link_bytes_per_s=1e8
-)
-SHAPE = AttentionShape(
-    num_heads=2, num_kv_heads=2, head_dim=4, element_bytes=4, num_layers=1, windowed=False
-)
-COST = ModelCost(
-    attention=SHAPE,
-    parameters=1000,
-    flops_per_token=6e3,
-    sharded=False,
-    param_bytes=4,
-    reshard_after_forward=False,
-)
 
 
 def _planner(world_size: int, sequences: int = 8) -> FixedPlanner:

@@ -1,8 +1,6 @@
 """Whole runs by rewards without Ray: ranks that train, and one thread in the first of them that
 samples with real weights over a real channel and hands out batches in turns."""
 
-import multiprocessing
-import pickle
 import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,6 +14,7 @@ from comms.weights.blocks import Block
 from comms.weights.channel import WeightChannel
 from comms.weights.meeting import Meeting
 from comms.weights.plan import Member, Part
+from tests.processes import collect, start_processes
 from tests.ranks import free_port
 from trainer.config import JobConfig
 from trainer.main import run_job
@@ -185,42 +184,8 @@ def run_with_partner(
     config: JobConfig, ranks: int, *, stop_after: int | None = None, **partner: Any
 ) -> tuple[Any, list[Any], Seen]:
     """Outcome, rank 0's reports, and what the partner saw. Raises what a rank raised."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.main"])
-    results = context.SimpleQueue()
-    arguments = (config, ranks, free_port(), stop_after, partner, results)
-    workers = [
-        context.Process(target=_rank, args=(rank, *arguments), daemon=True) for rank in range(ranks)
-    ]
-    for worker in workers:
-        worker.start()
-    found: dict[int, Any] = {}
-    while len(found) < ranks:
-        rank, payload = results.get()
-        found[rank] = pickle.loads(payload)
-        if isinstance(found[rank], BaseException):
-            for worker in workers:
-                worker.kill()
-            raise found[rank]
-    for worker in workers:
-        worker.join()
-    return found[0]
-
-
-def _rank(
-    rank: int,
-    config: JobConfig,
-    ranks: int,
-    port: int,
-    stop_after: int | None,
-    partner: dict[str, Any],
-    results: Any,
-) -> None:
-    try:
-        results.put((rank, pickle.dumps(_run(rank, config, ranks, port, stop_after, partner))))
-    except BaseException as error:
-        results.put((rank, pickle.dumps(error)))
-        raise
+    arguments = (config, ranks, free_port(), stop_after, partner)
+    return collect(*start_processes(ranks, _run, *arguments))[0]
 
 
 def _run(

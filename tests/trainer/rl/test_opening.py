@@ -3,7 +3,6 @@
 Supervised steps first; then each batch is sampled by the weights that it trains (no staleness).
 """
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
+from tests.left import lines
 from tests.trainer.rl.partners import run_with_partner
 from trainer.config import OptimConfig, TrainConfig
 from trainer.errors import RecipeError
@@ -66,10 +66,9 @@ def test_every_version_is_trained_once_published_and_told(one_rank):
 def test_rates_and_figures_are_those_of_each_phase(one_rank):
     folder, _, reports, seen = one_rank
     assert [report.lr == 2e-2 for report in reports] == [False] * SUPERVISED + [True] * 4
-    text = (folder / "runs" / "tiny" / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert "trust/kernel" not in lines[SUPERVISED - 1]
-    for line, reward in zip(lines[SUPERVISED:], seen.rewards, strict=True):
+    found = lines(folder / "runs" / "tiny" / "metrics.jsonl")
+    assert "trust/kernel" not in found[SUPERVISED - 1]
+    for line, reward in zip(found[SUPERVISED:], seen.rewards, strict=True):
         assert line["reward/mean"] == reward
         # Drawn by the weights that are trained, and computed again by other kernels.
         assert 0.0 <= line["trust/kernel"] < 1e-5

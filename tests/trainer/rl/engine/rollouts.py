@@ -4,39 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from trainer.model.config import Architecture, MoeConfig, RopeScaling
-from trainer.model.decoder import Decoder
-from trainer.model.init import init_weights
+from tests.trainer.model.generating import PLAIN
 from trainer.rl.engine.config import EngineConfig
 from trainer.rl.engine.engine import Engine
 from trainer.rl.engine.request import Request, Sampling
 
-PLAIN = Architecture(
-    vocab_size=67,
-    hidden_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    intermediate_size=40,
-    init_std=0.3,
-)
-ARCHITECTURES = {
-    "plain": PLAIN,
-    "window": replace(PLAIN, sliding_window=3, sliding_window_from_layer=1),
-    "moe": replace(PLAIN, qk_norm=True, moe=MoeConfig(num_experts=4, expert_intermediate_size=9)),
-    "yarn": replace(
-        PLAIN, rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_context_tokens=8)
-    ),
-    "tied": replace(PLAIN, tie_embeddings=True, qkv_bias=True, num_kv_heads=4),
-}
 CONFIG = EngineConfig(block_tokens=4, max_sequences=6, forward_tokens=9, kv_bytes=2**18)
 SAMPLING = Sampling(max_new_tokens=14)
-
-
-def make_model(architecture=PLAIN, seed=1):
-    model = Decoder(architecture)
-    init_weights(model, seed)
-    return model
 
 
 def finish(engine, max_steps=500):
@@ -52,11 +26,12 @@ def finish(engine, max_steps=500):
 def requests(sampling=SAMPLING):
     """Groups with prompts of less than a block to several chunks."""
     generator = torch.Generator().manual_seed(3)
+    vocabulary = PLAIN.vocab_size
     lengths, samples = (3, 1, 23, 8, 11), (3, 2, 1, 4, 1)
     return [
         Request(
             id=f"r{i}",
-            prompt=tuple(torch.randint(0, 67, (length,), generator=generator).tolist()),
+            prompt=tuple(torch.randint(0, vocabulary, (length,), generator=generator).tolist()),
             seeds=tuple(range(10 * i, 10 * i + count)),
             sampling=replace(sampling, max_new_tokens=sampling.max_new_tokens - i),
         )

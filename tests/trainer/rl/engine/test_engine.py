@@ -4,13 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.trainer.model.generating import ARCHITECTURES, make_model
 from tests.trainer.rl.engine.rollouts import (
-    ARCHITECTURES,
     CONFIG,
     answers_alone,
     answers_of,
     finish,
-    make_model,
     requests,
     tokens,
     whole_logprobs,

@@ -3,15 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.rl.engine.rollouts import (
-    ARCHITECTURES,
-    CONFIG,
-    PLAIN,
-    answers_of,
-    make_model,
-    requests,
-    whole_logprobs,
-)
+from tests.trainer.model.generating import ARCHITECTURES, PLAIN, make_model
+from tests.trainer.rl.engine.rollouts import CONFIG, answers_of, requests, whole_logprobs
 from trainer.model.config import RopeScaling
 from trainer.rl.engine.request import Request, Sampling
 

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.rl.engine.rollouts import CONFIG, finish, make_model, requests, whole_logprobs
+from tests.trainer.model.generating import make_model
+from tests.trainer.rl.engine.rollouts import CONFIG, finish, requests, whole_logprobs
 from trainer.rl.engine.engine import Engine
 
 
