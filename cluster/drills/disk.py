@@ -20,7 +20,7 @@ import psutil
 from cluster.drills.faults import Target
 from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.manifest import read_manifest
-from trainer.errors import InfrastructureError
+from trainer.errors import InfrastructureError, ResourceError
 from trainer.run_folder import RunFolder
 
 _POLL_S = 0.05
@@ -51,6 +51,7 @@ class FillDisk:
         self.mounted = _mount(folder.checkpoints, 2 * used_bytes + _SPARE_BYTES)
 
     def plant(self, target: Target) -> None:
+        """Raises ResourceError where this user can do neither."""
         assert self._folder is not None, "prepare comes first"
         if self.mounted:
             fill(self._filler)
@@ -84,9 +85,17 @@ class FillDisk:
         return self._folder.checkpoints / "filler"
 
     def _limit(self, process: int, num_bytes: int) -> None:
-        self._process = psutil.Process(process)
-        self._limits = self._process.rlimit(psutil.RLIMIT_FSIZE)
-        self._process.rlimit(psutil.RLIMIT_FSIZE, (num_bytes, self._limits[1]))
+        limited = psutil.Process(process)
+        try:
+            self._limits = limited.rlimit(psutil.RLIMIT_FSIZE)
+            limited.rlimit(psutil.RLIMIT_FSIZE, (num_bytes, self._limits[1]))
+        except psutil.AccessDenied as error:
+            raise ResourceError(
+                f"this user may neither mount a disk nor limit the files of worker {process}, "
+                "which belongs to another one: run the drill as the user of the Ray cluster, or as "
+                "root"
+            ) from error
+        self._process = limited
 
     def _await_failure(self, told: int) -> None:
         assert self._folder is not None

@@ -1,5 +1,6 @@
 """A full disk fails a save with the error of a full disk, and harms nothing else."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from cluster.drills.disk import FillDisk, harm_in, largest_file_bytes
 from cluster.drills.faults import Target
 from trainer.checkpoint.manifest import FileEntry, encode, write_manifest
-from trainer.errors import InfrastructureError
+from trainer.errors import InfrastructureError, ResourceError
 from trainer.run_folder import RunFolder, append_event
 
 SAVE = """
@@ -74,6 +75,25 @@ def test_a_save_fails_until_it_was_told(tmp_path, monkeypatch, mounted):
         fault.remove()
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["share", "step-00000010"]
     assert "tmpfs " + str(folder.checkpoints) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_worker_of_another_user_is_told():
+    fault, mine = FillDisk(), os.getpid()
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            fault._limit(mine, 1000)
+        except ResourceError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with open(read, "rb") as told:
+        assert f"nor limit the files of worker {mine}" in told.read().decode()
 
 
 def test_what_a_failed_save_must_not_do_is_found(tmp_path):
