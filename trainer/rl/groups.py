@@ -3,15 +3,13 @@
 A group is the samples of one prompt. Guarantees, each asserted in tests/trainer/rl/test_groups.py:
 - a group is trained on only if all its rewards are there and finite and not all are equal;
 - every group left out has a reason with the prompt's index and the value;
-- a step without a single useful group says that it learned nothing, and why;
-- the number of prompts asked for next is enough at the share of useful groups seen so far, and
-  bounded.
+- a step without a single useful group says that it learned nothing, and why.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import ceil, isfinite
+from math import isfinite
 
 
 class Use(StrEnum):
@@ -86,16 +84,3 @@ def judge(
     if min(rewards) == max(rewards):
         return Verdict(prompt, Use.EQUAL, f"prompt {prompt}: all rewards are {rewards[0]:g}")
     return Verdict(prompt, Use.TRAINED)
-
-
-def prompts_to_sample(*, wanted: int, kept: int, seen: int, max_factor: float = 4.0) -> int:
-    """How many more prompts to sample so that about `wanted` useful groups are there.
-
-    `kept` of the `seen` groups so far were useful. Never more than `max_factor` times what is
-    missing: where nothing is learned, sampling more in one go does not help.
-    """
-    missing = max(0, wanted - kept)
-    if missing == 0:
-        return 0
-    share = (kept + 1) / (seen + 1) if seen else 1.0
-    return min(ceil(missing / share), ceil(missing * max_factor))

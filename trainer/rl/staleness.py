@@ -97,12 +97,6 @@ class StalenessBound:
             return ()
         return tuple(one.number for one in oldest)
 
-    def overdue(self, *, step: int, under_way: Sequence[UnderWay]) -> tuple[int, ...]:
-        """Numbers of the unfinished prompts that step `step` cannot do without, oldest first."""
-        last = step - self.max_staleness
-        due = [one for one in under_way if not one.finished and one.version <= last]
-        return tuple(one.number for one in sorted(due, key=_age))
-
     def _rooms(self, step: int, under_way: Iterable[UnderWay], *, taken: int) -> list[int]:
         """For each j, how many more prompts may have to be trained by step + j, of whose steps
         `taken` are filled already."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.rl.groups import Learning, Use, judge, prompts_to_sample
+from trainer.rl.groups import Learning, Use, judge
 
 
 def test_a_group_with_different_rewards_is_trained_on():
@@ -47,10 +47,3 @@ def test_a_step_without_useful_groups_says_that_it_learned_nothing():
     assert "learned nothing: of 3 groups 2 have equal rewards and 1 no reward" in learning.message
     assert "it raised KeyError" in learning.message
     assert "no groups" in Learning(()).message
-
-
-def test_as_many_prompts_as_the_seen_share_asks_for_and_no_more_than_the_bound():
-    assert prompts_to_sample(wanted=8, kept=0, seen=0) == 8
-    assert prompts_to_sample(wanted=8, kept=8, seen=9) == 0
-    assert prompts_to_sample(wanted=8, kept=4, seen=9) == 8  # half were useful, 4 are missing
-    assert prompts_to_sample(wanted=8, kept=0, seen=1000) == 32

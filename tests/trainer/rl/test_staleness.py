@@ -114,10 +114,8 @@ def test_a_step_waits_for_what_would_be_too_old_after_it():
     bound = StalenessBound(max_staleness=1, prompts_per_step=2, max_running=9)
     late = [UnderWay(0, 0, False), UnderWay(2, 1, True), UnderWay(3, 1, True)]
     assert bound.choose(step=1, under_way=late) == ()
-    assert bound.overdue(step=1, under_way=late) == (0,)
     on_time = [late[0]._replace(finished=True), *late[1:]]
     assert bound.choose(step=1, under_way=on_time) == (0, 2)
-    assert bound.overdue(step=1, under_way=on_time) == ()
 
 
 def test_zero_is_synchronous_whatever_finishes_when():

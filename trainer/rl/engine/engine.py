@@ -112,7 +112,8 @@ class Engine:
     def step(self) -> Step:
         """One forward for all that is under way, and a token for each answer whose turn it is.
 
-        Raises NumericError where the model gives no finite scores.
+        Raises NumericError where the model gives no finite scores. Nothing is drawn then, and what
+        is under way is computed anew in the next step, as it may be with other weights.
         """
         works, copies = self._scheduler.plan(self._loads, self._speculation())
         if not works:
@@ -144,19 +145,8 @@ class Engine:
 
     def unfinished(self) -> list[Answer]:
         """Copies of all answers that are waiting or under way."""
-        return [
-            replace(
-                sequence.answer,
-                tokens=list(sequence.answer.tokens),
-                logprobs=list(sequence.answer.logprobs),
-                model_logprobs=list(sequence.answer.model_logprobs),
-                kept_log_mass=list(sequence.answer.kept_log_mass),
-                versions=list(sequence.answer.versions),
-                kept_ids=list(sequence.answer.kept_ids),
-            )
-            for group in self._groups.values()
-            for sequence in group.unfinished
-        ]
+        groups = self._groups.values()
+        return [sequence.answer.copied() for group in groups for sequence in group.unfinished]
 
     def load(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Take the weights of `version`, named as in the decoder's state_dict.
@@ -206,11 +196,19 @@ class Engine:
         uniform_R = uniform_R.to(logits_RV.device, non_blocking=True)
         draws = draw(logits_RV, uniform_R, settings_of(samplings, logits_RV.device))
         if not all(map(math.isfinite, draws.model_logprobs)):
+            self._start_anew()
             raise NumericError(
                 f"the model's scores are not finite with weights of version {self._stats.version}; "
                 "load the weights of an earlier version"
             )
         return draws
+
+    def _start_anew(self) -> None:
+        """Let go of all keys and values, finite or not."""
+        self._scheduler.restart(all_of_them=True)
+        self._memory.clear()
+        if self._routing is not None:
+            self._routing.clear()
 
     def _take(self, drawing: list[Work], draws: Draws) -> list[Drawn]:
         """Append the drawn tokens to their answers, as far as the drafts held."""

@@ -148,9 +148,8 @@ class RoutingRecorder:
 
     def __init__(self, model: Decoder) -> None:
         self._decided: list[Tensor] = []
-        self._handles = [
-            mixture.gate.register_forward_hook(self._note) for mixture in model.mixtures
-        ]
+        for mixture in model.mixtures:
+            mixture.gate.register_forward_hook(self._note)
 
     def _note(self, _: nn.Module, __: tuple[Tensor, ...], routing: Routing) -> None:
         self._decided.append(routing.experts_Tk)
@@ -162,7 +161,6 @@ class RoutingRecorder:
         ends = np.cumsum([0, *lengths])
         return [experts_TLk[a:b] for a, b in pairwise(ends)]
 
-    def close(self) -> None:
-        """Leave the model as it was."""
-        for handle in self._handles:
-            handle.remove()
+    def clear(self) -> None:
+        """Forget what was decided since the last `take`."""
+        self._decided.clear()

@@ -54,6 +54,12 @@ class KvMemory:
         ]
         self._device = device
 
+    def clear(self) -> None:
+        """Zero everything: not even a weight of 0 hides what is not finite."""
+        for layer in self.layers:
+            layer.k_NKbd.zero_()
+            layer.v_NKbd.zero_()
+
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks, (from, to), in all layers."""
         if not pairs:

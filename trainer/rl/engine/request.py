@@ -1,8 +1,8 @@
 """What a rollout engine is asked for, and what it answers. No torch."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,12 @@ class Answer:
     routing: NDArray[np.int16] | None = None
     """With `record_routing`: experts [tokens, mixture layers, k] of prompt and answer, without the
     last token, which no forward has seen."""
+
+    def copied(self) -> "Answer":
+        """As it is now, whatever is drawn later."""
+        own = vars(self).items()
+        lists: dict[str, Any] = {name: list(value) for name, value in own if type(value) is list}
+        return replace(self, **lists)
 
 
 class Drawn(NamedTuple):

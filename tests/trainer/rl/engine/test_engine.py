@@ -19,6 +19,8 @@ from trainer.rl.engine.config import EngineConfig
 from trainer.rl.engine.engine import Engine
 from trainer.rl.engine.request import Request, Sampling
 
+V_PROJ = "layers.0.self_attn.v_proj.weight"
+
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_answers_in_a_batch_are_those_alone_with_the_models_own_logprobs(name):
@@ -210,11 +212,19 @@ def test_what_can_never_be_answered_is_refused_at_once(changes, message):
     assert len(finish(engine)) == 2
 
 
-def test_scores_that_are_not_finite_end_the_run_with_their_version():
-    model = make_model()
-    engine = Engine(model, CONFIG)
-    with torch.no_grad():
-        model.norm.weight.fill_(torch.nan)
-    engine.submit(requests()[0])
-    with pytest.raises(NumericError, match="version 0"):
-        finish(engine)
+@pytest.mark.parametrize("name", ["plain", "moe"])
+def test_scores_that_are_not_finite_are_told_with_their_version_and_leave_no_trace(name):
+    model = make_model(ARCHITECTURES[name])
+    engine = Engine(model, replace(CONFIG, record_routing=True))
+    good = {key: value.clone() for key, value in model.state_dict().items()}
+    for request in requests():
+        engine.submit(request)
+    answers = [answer for _ in range(5) for answer in engine.step().finished]
+    engine.load(4, {**good, V_PROJ: good[V_PROJ] * torch.nan}.items())
+    with pytest.raises(NumericError, match="version 4"):
+        engine.step()
+    engine.load(5, good.items())
+    found = {(answer.request_id, answer.sample): answer for answer in answers} | finish(engine)
+    alone = answers_alone(model)
+    assert tokens(found) == tokens(alone)
+    assert all(4 not in answer.versions for answer in found.values())
