@@ -4,14 +4,21 @@ T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
+from itertools import takewhile
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from trainer.errors import RecipeError
-from trainer.model.cache import KvCache
-from trainer.model.config import Architecture
 from trainer.model.decoder import Decoder
+from trainer.rl.engine.blocks import block_bytes
+from trainer.rl.engine.config import EngineConfig
+from trainer.rl.engine.engine import Engine
+from trainer.rl.engine.randomness import uniforms
+from trainer.rl.engine.request import Request, Sampling
+from trainer.rl.engine.sampling import draw, settings_of
+from trainer.rl.generate import stream
 
 
 def generate(
@@ -45,55 +52,54 @@ def generate(
         raise RecipeError(
             f"temperature={temperature} must not be negative and top_p={top_p} must lie in (0, 1]"
         )
-    total = min(len(prompt_tokens) + max_new_tokens, context)
-    return _tokens(model, list(prompt_tokens), total, temperature, top_p, seed, eos_id)
+    request = Request(
+        id="text",
+        prompt=tuple(prompt_tokens),
+        seeds=(seed % 2**63,),
+        sampling=Sampling(
+            max_new_tokens=min(max_new_tokens, context - len(prompt_tokens)),
+            temperature=temperature,
+            top_p=top_p,
+            stop_ids=() if eos_id is None else (eos_id,),
+        ),
+    )
+    whole = not any(isinstance(weight, DTensor) for weight in model.parameters())
+    engine = (
+        _engine(model, len(request.prompt) + request.sampling.max_new_tokens) if whole else None
+    )
+    tokens = _tokens(model, request) if engine is None else stream(engine, request)
+    return takewhile(lambda token: token != eos_id, tokens)
 
 
-def _tokens(
-    model: Decoder,
-    tokens: list[int],
-    total: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    eos_id: int | None,
-) -> Iterator[int]:
-    generator = torch.Generator().manual_seed(seed)
-    cache = KvCache(model.architecture, total) if _can_cache(model.architecture, total) else None
-    done = 0
-    while len(tokens) < total:
-        logits_V = _next_logits(model, tokens, done, cache)
-        done = len(tokens) if cache is not None else 0
-        token = pick(logits_V, temperature=temperature, top_p=top_p, generator=generator)
-        if token == eos_id:
-            return
+def _engine(model: Decoder, total: int) -> Engine | None:
+    """With room for one text of `total` tokens; None where keys do not stay as they are: dynamic
+    scaling rotates earlier ones anew once the text outgrows the original context."""
+    config = EngineConfig(max_sequences=1)
+    element_bytes = next(model.parameters()).element_size()
+    block = block_bytes(model.architecture, config.block_tokens, element_bytes)
+    kv_bytes = -(-total // config.block_tokens) * block
+    engine = Engine(model, EngineConfig(max_sequences=1, kv_bytes=kv_bytes))
+    return engine if total <= engine.longest_tokens else None
+
+
+def _tokens(model: Decoder, request: Request) -> Iterator[int]:
+    """The same tokens, up to rounding, without anything kept from one to the next."""
+    sampling = request.sampling
+    tokens = list(request.prompt)
+    for place in range(sampling.max_new_tokens):
+        token = _next(model, tokens, sampling, request.seeds[0], place)
         tokens.append(token)
         yield token
-
-
-def _can_cache(architecture: Architecture, total: int) -> bool:
-    scaling = architecture.rope_scaling
-    # Dynamic scaling rotates earlier keys anew once the text outgrows the original context.
-    moves = scaling is not None and scaling.kind == "dynamic"
-    return not moves or scaling is None or total <= scaling.original_context_tokens
+        if token in sampling.stop_ids:
+            return
 
 
 # Gradients are switched off per call: around a `yield` it would leak into the caller.
 @torch.no_grad()
-def _next_logits(model: Decoder, tokens: list[int], done: int, cache: KvCache | None) -> Tensor:
+def _next(model: Decoder, tokens: list[int], sampling: Sampling, seed: int, place: int) -> int:
     device = next(model.parameters()).device
-    new_T = torch.tensor(tokens[done:], device=device)
-    positions_T = torch.arange(done, len(tokens), device=device)
-    ends = (len(tokens) - done,)
-    return model.logits(new_T, positions_T, ends, cache, last_only=True)[0].float().cpu()
-
-
-def pick(logits_V: Tensor, *, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """One token id; the generator is on the logits' device."""
-    if temperature == 0.0:
-        return int(logits_V.argmax())
-    sorted_V, ids_V = torch.sort((logits_V / temperature).softmax(dim=-1), descending=True)
-    # A token stays while those before it hold less than top_p; the likeliest one always does.
-    before_V = sorted_V.cumsum(dim=-1) - sorted_V
-    kept_V = sorted_V * (before_V < top_p)
-    return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])
+    text_T = torch.tensor(tokens, device=device)
+    positions_T = torch.arange(len(tokens), device=device)
+    logits_1V = model.logits(text_T, positions_T, (len(tokens),), last_only=True)
+    uniform_1 = torch.from_numpy(uniforms(np.array([seed]), np.array([place]))).to(device)
+    return draw(logits_1V, uniform_1, settings_of([sampling], device)).tokens[0]

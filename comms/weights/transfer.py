@@ -18,7 +18,7 @@ from torch import Tensor
 
 from comms.weights.agreement import Deadline, Problem
 from comms.weights.plan import Message, Piece, Plan
-from comms.weights.wire import DTYPES, DamagedMessageError, Store, message_bytes, pack, unpack
+from comms.weights.wire import DTYPES, DamagedMessageError, Store, message_bytes, pack, seal, unpack
 
 _PAUSE_S = 0.0002
 
@@ -86,7 +86,8 @@ class Share:
 
 
 class Packed:
-    """What a rank gives of its own weights, converted and copied: they may change meanwhile."""
+    """What a rank gives of its own weights, converted and copied: they may change meanwhile.
+    Checksums are left to the thread that sends."""
 
     def __init__(self, share: Share, own: Store, *, version: int, device: torch.device) -> None:
         started_s = time.perf_counter()
@@ -178,6 +179,7 @@ class Transfer:
             data = _buffer(message, self._device)
             view = (self._staged if message.relayed else self._own).view
             pack(message, self._share.dtypes, view, version=self.bill.version, out=data)
+        seal(data)
         self.bill.pack_s += self._clock() - started_s
         self.bill.sent_bytes += data.nbytes
         self.bill.passed_on_bytes += data.nbytes if message.relayed else 0

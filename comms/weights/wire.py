@@ -92,12 +92,17 @@ def pack(
     version: int,
     out: Tensor,
 ) -> None:
-    """Fill `out`, bytes, with the message; tensors take their dtype on the way."""
+    """Fill `out`, bytes, with the message but for its digest; tensors take their dtype on the
+    way."""
     for piece, place in _places(message, dtypes, out):
         place.copy_(view(piece))
-    words = out.view(torch.int64)
     out[message.payload_bytes : -2 * WORD_BYTES].zero_()
-    words[-2] = version
+    out.view(torch.int64)[-2] = version
+
+
+def seal(data: Tensor) -> None:
+    """Put the digest at the end of a packed message."""
+    words = data.view(torch.int64)
     words[-1] = digest(words[:-1])
 
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from offload.activations.blocks import BlockParts
 from offload.activations.regions import Outputs, as_tuple
-from parallel.attention import cached_attention
-from trainer.model.cache import LayerCache
 from trainer.model.config import Architecture
 from trainer.model.moe import MoeFeedForward, MoeStats
 from trainer.model.packing import Packing
@@ -63,18 +61,8 @@ class Attention(nn.Module):
     # Outside compiled graphs: document ends differ from step to step, and a graph that looked at
     # them would be compiled anew for each set.
     @torch.compiler.disable
-    def mix(
-        self,
-        q_THd: Tensor,
-        k_TKd: Tensor,
-        v_TKd: Tensor,
-        packing: Packing,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
+    def mix(self, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, packing: Packing) -> Tensor:
         """Mix tokens of the same document: [T, H, d]."""
-        if cache is not None:
-            k_TKd, v_TKd = cache.extend(k_TKd, v_TKd)
-            return cached_attention(q_THd, k_TKd, v_TKd, window=self.window)
         return packing.attend(
             q_THd, k_TKd, v_TKd, document_ends=packing.document_ends, window=self.window
         )
@@ -103,18 +91,17 @@ class DecoderBlock(nn.Module):
         x_TD: Tensor,
         rotary: Rotary,
         packing: Packing,
-        cache: LayerCache | None = None,
         run: RunParts | None = None,
     ) -> tuple[Tensor, MoeStats | None]:
         """The residual stream after this block, and the router's statistics if they are wanted.
 
-        With `run` it is done part by part, for tokens without a cache.
+        With `run` it is done part by part.
         """
         if run is not None:
             x_TD, *stats = as_tuple(run(x_TD, self._parts(rotary, packing)))
             return x_TD, MoeStats(*stats) if stats else None
         heads = self.self_attn(self.input_layernorm(x_TD), rotary)
-        x_TD = x_TD + self.self_attn.output(self.self_attn.mix(*heads, packing, cache))
+        x_TD = x_TD + self.self_attn.output(self.self_attn.mix(*heads, packing))
         h_TD = self.post_attention_layernorm(x_TD)
         if isinstance(self.mlp, SwiGlu):
             return x_TD + self.mlp(h_TD), None

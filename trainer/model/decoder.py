@@ -11,7 +11,6 @@ Guarantees, each asserted in tests/trainer/model/test_decoder.py:
 from torch import Tensor
 
 from trainer.data.batch import Batch
-from trainer.model.cache import KvCache
 from trainer.model.config import Architecture
 from trainer.model.layers import ALONE, DecoderLayers, LossParts, Objective, loss_parts
 from trainer.model.packing import Packing, Sharing
@@ -49,19 +48,23 @@ class Decoder(DecoderLayers):
         tokens_T: Tensor,
         positions_T: Tensor,
         document_ends: tuple[int, ...],
-        cache: KvCache | None = None,
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Scores of the next token: [T, V], or [1, V] of the last token.
+        """Scores of the next token: [T, V], or [1, V] of the last token."""
+        hidden_TD = self.hidden(tokens_T, positions_T, document_ends)
+        return self.vocabulary.logits(
+            hidden_TD[-1:] if last_only else hidden_TD, self.output_weight_VD
+        )
 
-        With a cache the tokens continue the one document that it holds, and are added to it.
-        """
+    def hidden(
+        self, tokens_T: Tensor, positions_T: Tensor, document_ends: tuple[int, ...]
+    ) -> Tensor:
+        """[T, D]: what the output projection is given."""
         angles = rotary(self.architecture, positions_T, document_ends)
         packing = Packing(document_ends=document_ends)
         x_TD = self.embedded(tokens_T)
-        for i, block in enumerate(self.layers):
-            x_TD, _ = block(x_TD, angles, packing, None if cache is None else cache.layers[i])
+        for block in self.layers:
+            x_TD, _ = block(x_TD, angles, packing)
         assert self.norm is not None
-        hidden_TD = self.norm(x_TD[-1:] if last_only else x_TD)
-        return self.vocabulary.logits(hidden_TD, self.output_weight_VD)
+        return self.norm(x_TD)

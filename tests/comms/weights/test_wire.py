@@ -12,6 +12,7 @@ from comms.weights.wire import (
     digest,
     message_bytes,
     pack,
+    seal,
     unpack,
 )
 
@@ -28,6 +29,7 @@ def packed() -> tuple[torch.Tensor, torch.Tensor]:
     data = torch.full((message_bytes(22),), 255, dtype=torch.uint8)
     own = Store(BLOCKS, {"w": [w_RC], "s": [torch.tensor(2.5)]})
     pack(MESSAGE, TYPES, own.view, version=7, out=data)
+    seal(data)
     return data, w_RC
 
 

@@ -23,8 +23,6 @@ from trainer.checkpoint.loading import choose_loadable, read_tensors
 from trainer.errors import DataError, RecipeError
 from trainer.model.decoder import Decoder
 from trainer.model.hf_weights import load_hf_weights
-from trainer.model.packing import Packing
-from trainer.model.rope import rotary
 from trainer.rl.engine.loading import load_weights
 from trainer.run_folder import RunFolder
 
@@ -48,7 +46,7 @@ class ReferenceModel:
         ends = tuple(np.cumsum(lengths).tolist())
         tokens_T = torch.tensor([token for text in texts for token in text], device=device)
         positions_T = torch.cat([torch.arange(length, device=device) for length in lengths])
-        hidden_TD = self._hidden(tokens_T, positions_T, ends)
+        hidden_TD = self._model.hidden(tokens_T, positions_T, ends)
         log_p_T = torch.zeros(len(tokens_T))
         for start in range(0, len(tokens_T) - 1, _CHUNK_TOKENS):
             stop = min(start + _CHUNK_TOKENS, len(tokens_T) - 1)
@@ -61,16 +59,6 @@ class ReferenceModel:
         for values in found:
             values[0] = 0.0
         return found
-
-    def _hidden(self, tokens_T: Tensor, positions_T: Tensor, ends: tuple[int, ...]) -> Tensor:
-        model = self._model
-        angles = rotary(model.architecture, positions_T, ends)
-        packing = Packing(document_ends=ends)
-        x_TD = model.embedded(tokens_T)
-        for block in model.layers:
-            x_TD, _ = block(x_TD, angles, packing)
-        assert model.norm is not None
-        return model.norm(x_TD)
 
     def _log_probs(self, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
         logits_CV = self._model.vocabulary.logits(hidden_CD, self._model.output_weight_VD)
