@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.rl.conducting.split import Split
-from trainer.rl.messages import ToRollout, ToTrainer
+from trainer.rl.messages import ChannelPlace, Join, Publish, ToRollout, ToTrainer
 from trainer.rl.rewards.outcome import RewardRequest
 
 
@@ -51,6 +51,12 @@ class Draft:
     def tell(self, worker: str, *messages: ToRollout) -> None:
         """To one worker."""
         self._to_rollouts.setdefault(worker, []).extend(messages)
+
+    def open_channel(self, place: ChannelPlace) -> None:
+        """All its members shall open it: the trainers publish, the workers join."""
+        self.to_trainer.append(Publish(channel=place))
+        for rank, worker in enumerate(place.names[place.trainers :], start=place.trainers):
+            self.tell(worker, Join(channel=place, rank=rank))
 
     def event(self, kind: str, step: int, **details: Any) -> None:
         """For events.jsonl."""

@@ -34,8 +34,6 @@ from trainer.rl.messages import (
     FromRollout,
     FromTrainer,
     GiveUp,
-    Join,
-    Publish,
     Published,
     PublishFailed,
     Pulse,
@@ -66,8 +64,7 @@ class Conductor:
         may use, None for any number; `store` the host and port of the channels' store; `state` an
         earlier `snapshot`, once through JSON; `places` those among which it may be split."""
         self._rl, self._rollout, self._seed = rl, rollout, seed
-        self._last_version, self._task_size = last_version, task_size
-        self._state = state
+        self._last_version, self._task_size, self._state = last_version, task_size, state
         self._prompts: Prompts | None = None
         self._trainers: int | None = None
         self._crew = Crew()
@@ -133,7 +130,7 @@ class Conductor:
             case Updated() if self._channels.is_present(message.prefix):
                 self._crew[worker].version = message.version
                 self._figures.updated(message)
-            case UpdateFailed():
+            case UpdateFailed() if self._channels.is_present(message.prefix):
                 self._update_failed(worker, message, draft, now_s)
             case Pulse():
                 self._note_pulse(worker, message, now_s)
@@ -191,18 +188,14 @@ class Conductor:
         for worker in self._crew.silent(now_s, self._rl.lease_s):
             self._dismiss(worker, f"it has said nothing for {self._rl.lease_s:g} s", draft, now_s)
         if self._prompts is not None:
-            expired = self._prompts.ledger.expire(now_s)
-            for worker, lease_id in self._crew.ends_of(expired):
-                draft.tell(worker, GiveUp(lease_ids=(lease_id,)))
+            self._crew.end(self._prompts.ledger.expire(now_s), draft)
         return self._advance(draft, now_s)
 
     def _begin(self, message: TrainerReady, draft: Draft, now_s: float) -> None:
         """Trainers are there: go on where they are, with weights from them for everybody."""
         self._trainers = message.trainers
-        self._crew.forget_weights()
+        self._crew.begin_anew(draft)
         self._channels.ready(now_s)
-        for worker in self._crew:
-            draft.tell(worker, GiveUp())
         if self._prompts is None or not self._prompts.reaches(message.version):
             self._prompts = Prompts(
                 self._rl,
@@ -214,18 +207,17 @@ class Conductor:
                 state=self._state if self._prompts is None else self.snapshot(),
                 version=message.version,
             )
-            if self._prompts.restarted:
-                step = self._prompts.step_number(message.version)
-                draft.event("ledger_restarted", step, cause=self._prompts.restarted)
         self._prompts.go_back(message.version, draft)
 
     def _commit(self, message: Committed, draft: Draft, now_s: float) -> None:
         assert self._prompts is not None
         self._prompts.commit(message)
         self._figures.committed(message)
-        steps_left = self._last_version - self._prompts.ledger.committed
-        step = self._prompts.step_number(message.version)
-        at = Moment(step=step, steps_left=steps_left, now_s=now_s)
+        at = Moment(
+            step=self._prompts.step_number(message.version),
+            steps_left=self._last_version - self._prompts.ledger.committed,
+            now_s=now_s,
+        )
         self._resizing.committed(message.trained_s, self._present(), at, draft)
 
     def _hear(self, worker: str, message: Under | Answered, draft: Draft, now_s: float) -> None:
@@ -267,9 +259,8 @@ class Conductor:
         self, worker: str, message: UpdateFailed, draft: Draft, now_s: float
     ) -> None:
         """The trainers tell who is at fault; where they tell nothing, a new channel is opened."""
-        if self._channels.is_present(message.prefix):
-            draft.event("update_failed", self._step_number(), worker=worker, cause=message.reason)
-            self._channels.doubted(now_s)
+        draft.event("update_failed", self._step_number(), worker=worker, cause=message.reason)
+        self._channels.doubted(now_s)
 
     def _dismiss(self, worker: str, reason: str, draft: Draft, now_s: float) -> None:
         """Have a worker replaced."""
@@ -302,9 +293,7 @@ class Conductor:
         if self._trainers is not None and self._prompts is not None and not self.done:
             place = self._channels.open(self._trainers, tuple(self._crew), now_s)
             if place is not None:
-                draft.to_trainer.append(Publish(channel=place))
-                for rank, worker in enumerate(self._crew, start=place.trainers):
-                    draft.tell(worker, Join(channel=place, rank=rank))
+                draft.open_channel(place)
             self._prompts.make_steps(draft, weights_version=self._crew.oldest_version, now_s=now_s)
         if self._prompts is not None:
             self._prompts.hand_out(self._crew, draft, now_s)

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from trainer.rl.conducting.actions import Draft
+from trainer.rl.messages import GiveUp
+
 
 @dataclass(kw_only=True)
 class Worker:
@@ -48,11 +51,12 @@ class Crew:
         """A worker is gone."""
         del self._workers[name]
 
-    def forget_weights(self) -> None:
-        """None of them has weights of the present trainers, or a lease."""
-        for worker in self._workers.values():
+    def begin_anew(self, draft: Draft) -> None:
+        """None of them has weights of the present trainers; all leases end."""
+        for name, worker in self._workers.items():
             worker.version = None
             worker.leases.clear()
+            draft.tell(name, GiveUp())
 
     def versions(self) -> dict[str, int | None]:
         """By name."""
@@ -64,13 +68,13 @@ class Crew:
         known = [w.version for w in self._workers.values() if w.version is not None]
         return min(known, default=None)
 
-    def ends_of(self, numbers: list[int]) -> Iterator[tuple[str, int]]:
-        """Worker and lease of prompts whose leases the ledger has ended, which are ended here."""
+    def end(self, numbers: list[int], draft: Draft) -> None:
+        """End the leases of prompts whose leases the ledger has ended."""
         wanted = set(numbers)
         for name, worker in self._workers.items():
             for lease_id in [i for i, number in worker.leases.items() if number in wanted]:
                 del worker.leases[lease_id]
-                yield name, lease_id
+                draft.tell(name, GiveUp(lease_ids=(lease_id,)))
 
     def silent(self, now_s: float, longest_s: float) -> list[str]:
         """Those that have said nothing for longer."""

@@ -51,7 +51,7 @@ class Prompts:
         self._judging = Judging(rl)
         self._saved = version
         self._numbers: dict[int, tuple[int, ...]] = {}
-        self.ledger, self.restarted = begin_ledger(
+        self.ledger, self._restarted = begin_ledger(
             state,
             version=version,
             prompts=task_size,
@@ -70,6 +70,10 @@ class Prompts:
 
     def go_back(self, version: int, draft: Draft) -> None:
         """Follow the trainers to `version`, an earlier one or the present one."""
+        if self._restarted:
+            step = self.step_number(version)
+            draft.event("ledger_restarted", step, cause=self._restarted)
+            self._restarted = ""
         self.ledger.rewind(version)
         self._numbers.clear()
         for record in self._judging.retain(self.ledger.finished()):
