@@ -2,10 +2,11 @@
 outlives ranks and has loaded no torch."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trainer.keeping.folder import (
     remove_older,
 )
 from trainer.keeping.header import PAGE_BYTES, Header, ShareDamaged
-from trainer.keeping.hold import Hold, read_hold, write_hold
+from trainer.keeping.hold import read_hold, write_hold
 
 _NICENESS = 10
 """Training goes first, on a host whose cores are all taken."""
@@ -69,12 +70,13 @@ class Keeper:
     def __init__(self, folder: str) -> None:
         """`folder` is that of the run's shares, which ranks make."""
         self._folder = Path(folder)
+        self._holding = threading.Lock()
         os.nice(_NICENESS)
 
     def hold(self, wanted: int) -> None:
         """Ask the ranks of this host to keep step `wanted` for copying."""
         for folder in self._parts():
-            _write(folder, Hold(wanted, read_hold(folder).kept))
+            self._change(folder, wanted=wanted)
 
     def find(self, step: int) -> list[Found]:
         """The shares of `step` that ranks of this host wrote in the newest start they took part
@@ -110,7 +112,7 @@ class Keeper:
     def settle(self, step: int, generation: int) -> None:
         """All hosts have the copies of `step` of this start: what is older goes."""
         for folder in self._parts():
-            _write(folder, Hold(read_hold(folder).wanted, step))
+            self._change(folder, kept=step)
             remove_copies(folder, but=step)
             remove_older(folder, generation)
 
@@ -122,11 +124,11 @@ class Keeper:
         """The folder, and those of islands in it."""
         return [self._folder, *sorted(self._folder.glob("island-*"))]
 
-
-def _write(folder: Path, hold: Hold) -> None:
-    # Ranks that have no folder yet will not see it, which shows when the step is looked for.
-    with suppress(OSError):
-        write_hold(folder, hold)
+    def _change(self, folder: Path, **steps: int) -> None:
+        # Two threads that each change a half would undo what the other wrote. Ranks that have no
+        # folder yet will not see it, which shows when the step is looked for.
+        with self._holding, suppress(OSError):
+            write_hold(folder, replace(read_hold(folder), **steps))
 
 
 def _name_of(part: Path, folder: Path) -> str:

@@ -16,6 +16,7 @@ from cluster.agents import Agents
 from cluster.host_agent import HostAgent, Target
 from cluster.rank import RankSpec
 from cluster.reading import Place
+from cluster.rescuer import Charge
 from cluster.watchdog.config import WatchdogConfig
 from cluster.watchdog.watch import Watchdog
 from cluster.watching import Watching, watched_ranks
@@ -97,7 +98,7 @@ def test_a_rank_that_was_ended_is_told_once_and_its_stacks_stay(
 ) -> None:
     watching = Watching(
         Watchdog(WatchdogConfig()),
-        Agents(HERE),
+        Agents(HERE, Charge(run=str(tmp_path), memory=str(tmp_path), wait_s=0.0)),
         ranks=watched_ranks(
             places(2),
             {rank: process.pid for rank, process in processes.items()},
