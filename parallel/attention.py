@@ -124,12 +124,12 @@ class _Reordered(Function):
     @staticmethod
     def forward(ctx: Any, x_T: Tensor, there_T: Tensor, back_T: Tensor) -> Tensor:
         ctx.back_T = back_T
-        return x_T[there_T]
+        return x_T.index_select(0, there_T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None]:
-        return grad_T[ctx.back_T], None, None
+        return grad_T.index_select(0, ctx.back_T), None, None
 
 
 def _each(

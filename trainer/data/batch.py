@@ -30,7 +30,7 @@ class Batch:
     """int64: position inside the segment, from 0."""
 
     document_ends: tuple[int, ...]
-    """Ascending ends of the attention documents in the stream. Padding is a document."""
+    """Ascending ends of the attention documents, one after the other. Padding is a document."""
 
     sequence_ends: tuple[int, ...]
     """Ascending ends of the packed sequences in the stream."""
@@ -48,6 +48,10 @@ class Batch:
     """int64: experts that tokens visit in each of the L mixture layers, whatever its router says;
     -1 leaves it to the router. None leaves all."""
 
+    rows_E: Tensor | None = None
+    """int64: which row of the tensors is at each place of the documents, where documents share
+    their beginnings. None: the documents are the stream."""
+
     @property
     def num_tokens(self) -> int:
         """Input tokens of the stream without padding."""
@@ -61,6 +65,7 @@ class Batch:
     def share(self, stretches: tuple[tuple[int, int], ...]) -> "Batch":
         """What the rank that holds these stretches of this whole stream is given."""
         assert not self.stretches, "only a whole stream can be shared out"
+        assert self.rows_E is None, "documents that share rows belong to one rank"
         kept = [slice(start, stop) for start, stop in stretches]
         return replace(
             self,
@@ -83,4 +88,5 @@ class Batch:
             experts_TLk=None
             if self.experts_TLk is None
             else self.experts_TLk.to(device, non_blocking=True),
+            rows_E=None if self.rows_E is None else self.rows_E.to(device, non_blocking=True),
         )

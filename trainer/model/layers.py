@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from offload.activations.blocks import BlockSwap
+from parallel.branched import branched
 from trainer.data.batch import Batch
 from trainer.model.blocks import DecoderBlock, RmsNorm
 from trainer.model.config import Architecture
@@ -129,7 +130,9 @@ class DecoderLayers(nn.Module):
         has_experts = self.architecture.moe is not None
         packing = Packing(
             document_ends=batch.document_ends,
-            attend=sharing.attend,
+            attend=sharing.attend
+            if batch.rows_E is None
+            else branched(sharing.attend, batch.rows_E, len(batch.tokens_T)),
             sequences=sequence_weights(batch, sharing.sum_over_group) if has_experts else None,
         )
         angles = rotary(self.architecture, batch.positions_T, batch.document_ends, batch.stretches)

@@ -71,11 +71,11 @@ class PolicyTokens:
 
     def share(self, stretches: Sequence[tuple[int, int]]) -> "PolicyTokens":
         """Of these stretches of the stream."""
-        pieces = [slice(start, stop) for start, stop in stretches]
-        kept = {
-            name: torch.cat([values_T[piece] for piece in pieces])
-            for name, values_T in self._per_token.items()
-        }
+        return self.at(torch.cat([torch.arange(start, stop) for start, stop in stretches]))
+
+    def at(self, rows_T: Tensor) -> "PolicyTokens":
+        """Of these rows of the stream."""
+        kept = {name: values_T[rows_T] for name, values_T in self._per_token.items()}
         return PolicyTokens(kept, self.tokens_S, self.pairs_P2)
 
     def to(self, device: torch.device) -> "PolicyTokens":

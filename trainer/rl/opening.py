@@ -14,6 +14,7 @@ from trainer.config import JobConfig
 from trainer.errors import RecipeError
 from trainer.feed import Feed, agreed_plan
 from trainer.job import StepDone
+from trainer.model.config import Architecture
 from trainer.planner.protocol import Planner
 from trainer.rl.feed import Orders, PhasedFeed, RewardFeed
 from trainer.rl.mail import TrainerMail
@@ -22,6 +23,9 @@ from trainer.rl.publishing import Publisher
 from trainer.rl.rules import max_response_tokens
 from trainer.rl.work import WorkMaker
 from trainer.spread import group_sizes
+
+UNITS_PER_RANK = 4
+"""Of samples that are computed together, at least: with fewer, ranks would wait for each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,4 +140,14 @@ def _maker(
         padding_token=padding_token,
         max_response_tokens=max_response_tokens(config.rl, config.rollout),
         choose=partial(agreed_plan, planner, group=group),
+        prompt_units=UNITS_PER_RANK * layout.data_ranks
+        if ranks == 1 and _can_share(assembly.architecture)
+        else None,
     )
+
+
+def _can_share(architecture: Architecture) -> bool:
+    """Whether prompts can be there once: the statistics of routers count tokens as often as they
+    are there, and dynamic scaling has another base for each document."""
+    scaling = architecture.rope_scaling
+    return architecture.moe is None and (scaling is None or scaling.kind != "dynamic")

@@ -21,6 +21,7 @@ from trainer.rl.batch import PolicyBatch, StepForm, input_tokens, pack_samples, 
 from trainer.rl.judging import FIGURES
 from trainer.rl.messages import Sample, TrainOn
 from trainer.rl.objectives.stream import GlobalCounts
+from trainer.rl.prompts import prompt_units, share_prompts, stream_tokens
 
 NAMES = {
     "clipped": "objective/clipped",
@@ -49,29 +50,47 @@ class WorkMaker:
     padding_token: int
     max_response_tokens: int
     choose: ChoosePlan
+    prompt_units: int | None = None
+    """Samples of one prompt are computed together and share its tokens, as long as there are so
+    many units of them; None: each sample is computed alone."""
 
     def work(self, step: int, order: TrainOn) -> StepWork:
         """Of `step`. All ranks call it with the same order."""
-        units: Units = order.pairs or tuple((place,) for place in range(len(order.samples)))
-        lengths = [sum(input_tokens(order.samples[i]) for i in unit) for unit in units]
+        units = self._units(order)
+        lengths = [self._tokens([order.samples[i] for i in unit]) for unit in units]
+        squares = [sum(input_tokens(order.samples[i]) ** 2 for i in unit) for unit in units]
         self._require_room(lengths)
         plan = _with_rounds(self.choose(step, lengths))
         groups = tuple(r.group_of(self.data_rank) for r in plan.rounds)
         form = self._form(order, units)
-        shares = [(lengths[i], g.size) for g in groups for i in g.sequences]
+        shares = [(i, g.size) for g in groups for i in g.sequences]
         return StepWork(
             plan=plan,
             groups=groups,
             batches=tuple(self._batch(group, order, units, form) for group in groups),
             sequences=(),
             num_tokens=sum(lengths),
-            squared_tokens=sum(input_tokens(order.samples[i]) ** 2 for u in units for i in u),
-            own_tokens=sum(tokens / ranks for tokens, ranks in shares),
-            own_squared_tokens=sum(tokens**2 / ranks for tokens, ranks in shares),
+            squared_tokens=sum(squares),
+            own_tokens=sum(lengths[i] / ranks for i, ranks in shares),
+            own_squared_tokens=sum(squares[i] / ranks for i, ranks in shares),
             num_targets=form.counts.tokens,
             divisor=form.counts.tokens,
             figures=_figures(order, form),
         )
+
+    def _units(self, order: TrainOn) -> Units:
+        if order.pairs:
+            return order.pairs
+        if self.prompt_units is None:
+            return tuple((place,) for place in range(len(order.samples)))
+        return prompt_units(
+            order.samples, least=self.prompt_units, longest_tokens=self.longest_tokens
+        )
+
+    def _tokens(self, samples: Sequence[Sample]) -> int:
+        """Rows of a unit of these."""
+        shares = self.prompt_units is not None
+        return stream_tokens(samples) if shares else sum(map(input_tokens, samples))
 
     def _require_room(self, lengths: Sequence[int]) -> None:
         longest = max(lengths, default=0)
@@ -109,12 +128,15 @@ class WorkMaker:
         """This rank's share of its group's stream."""
         own = [units[i] for i in group.sequences]
         starts = np.cumsum([0, *map(len, own)]).tolist()
+        samples = [order.samples[i] for unit in own for i in unit]
         whole = pack_samples(
-            [order.samples[i] for unit in own for i in unit],
+            samples,
             form,
             multiple=padding_multiple(group.attention),
             pairs=[(at, at + 1) for at in starts[:-1]] if order.pairs else (),
         )
+        if self.prompt_units is not None:
+            return share_prompts(whole, samples)
         if group.size == 1:
             return whole
         position = self.data_rank - group.first_rank
