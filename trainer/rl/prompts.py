@@ -43,12 +43,12 @@ def prompt_units(
     samples: Sequence[Sample], *, least: int, longest_tokens: int
 ) -> tuple[tuple[int, ...], ...]:
     """Places of samples that are computed together: neighbours with the same prompt, as long as
-    that leaves `least` units of about one size, and none longer than it may be."""
+    that leaves `least` units of about one size, and none is longer than it may be, written out."""
     members = max(1, len(samples) // least)
     units: list[list[int]] = []
     tokens = 0
     for place, (sample, count) in enumerate(zip(samples, shared_tokens(samples), strict=True)):
-        tokens += input_tokens(sample) - count
+        tokens += input_tokens(sample)
         if not count or len(units[-1]) == members or tokens > longest_tokens:
             units.append([])
             tokens = input_tokens(sample)

@@ -57,7 +57,9 @@ class WorkMaker:
     def work(self, step: int, order: TrainOn) -> StepWork:
         """Of `step`. All ranks call it with the same order."""
         units = self._units(order)
-        lengths = [self._tokens([order.samples[i] for i in unit]) for unit in units]
+        rows = [self._rows([order.samples[i] for i in unit]) for unit in units]
+        # Attention is given samples written out, so that is what they need room for.
+        lengths = [sum(input_tokens(order.samples[i]) for i in unit) for unit in units]
         squares = [sum(input_tokens(order.samples[i]) ** 2 for i in unit) for unit in units]
         self._require_room(lengths)
         plan = _with_rounds(self.choose(step, lengths))
@@ -69,9 +71,9 @@ class WorkMaker:
             groups=groups,
             batches=tuple(self._batch(group, order, units, form) for group in groups),
             sequences=(),
-            num_tokens=sum(lengths),
+            num_tokens=sum(rows),
             squared_tokens=sum(squares),
-            own_tokens=sum(lengths[i] / ranks for i, ranks in shares),
+            own_tokens=sum(rows[i] / ranks for i, ranks in shares),
             own_squared_tokens=sum(squares[i] / ranks for i, ranks in shares),
             num_targets=form.counts.tokens,
             divisor=form.counts.tokens,
@@ -87,8 +89,8 @@ class WorkMaker:
             order.samples, least=self.prompt_units, longest_tokens=self.longest_tokens
         )
 
-    def _tokens(self, samples: Sequence[Sample]) -> int:
-        """Rows of a unit of these."""
+    def _rows(self, samples: Sequence[Sample]) -> int:
+        """Of a unit of these."""
         shares = self.prompt_units is not None
         return stream_tokens(samples) if shares else sum(map(input_tokens, samples))
 

@@ -60,8 +60,8 @@ def test_units_hold_prompts_together_as_long_as_there_are_enough_of_them():
     assert units() == ((0, 1, 2, 3), (4,), (5,), (6,))
     assert units(least=3) == ((0, 1), (2, 3), (4,), (5,), (6,))
     assert units(least=50) == tuple((place,) for place in range(7))
-    # 8 + 1, then 9: answers have the last token of their prompt.
-    assert units(longest_tokens=9) == ((0, 1), (2,), (3,), (4,), (5,), (6,))
+    # 8 + 6, then 9 + 8, 5, 5 and 2, written out.
+    assert units(longest_tokens=16) == ((0, 1), (2,), (3,), (4,), (5,), (6,))
     assert prompt_units((), least=4, longest_tokens=5) == ()
 
 
