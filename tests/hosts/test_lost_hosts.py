@@ -15,9 +15,9 @@ import pytest
 from recipes.load import load_recipe
 from tests.hosts.namespaces import Host, join_ray, why_not
 from tests.jobs import train_on_ranks
-from tests.left import lines
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.hold import read_hold
+from trainer.run_folder import read_lines
 
 REASON = why_not()
 
@@ -40,10 +40,10 @@ class Training:
     process: "subprocess.Popen[bytes]"
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        return [e for e in lines(self.folder / "events.jsonl") if e["kind"] == kind]
+        return [e for e in read_lines(self.folder / "events.jsonl") if e["kind"] == kind]
 
     def losses(self) -> dict[int, float]:
-        return {line["step"]: line["loss"] for line in lines(self.folder / "metrics.jsonl")}
+        return {line["step"]: line["loss"] for line in read_lines(self.folder / "metrics.jsonl")}
 
     def step(self) -> int:
         return max(self.losses(), default=0)
@@ -54,7 +54,7 @@ class Training:
         while not ready():
             log = self.folder.with_suffix(".log")
             assert self.process.poll() is None, log.read_text()
-            told = [(e["kind"], e["step"]) for e in lines(self.folder / "events.jsonl")]
+            told = [(e["kind"], e["step"]) for e in read_lines(self.folder / "events.jsonl")]
             assert time.monotonic() - began_s < timeout_s, f"no {what}: {told[-12:]}"
             time.sleep(0.1)
         return time.monotonic() - began_s
