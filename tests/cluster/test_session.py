@@ -19,7 +19,7 @@ from trainer.errors import ExitCode
 from trainer.run_folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 300
+STEPS = 150
 ENDED_WITHIN_S = 30.0
 
 
@@ -28,7 +28,7 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
         *(sys.executable, "-m", "recipes.cli", "run", "debug_cpu"),
         f"cluster.address={ray.get_runtime_context().gcs_address}",
         *(f"run.dir={folder}", "run.name=run", f"data.cache_dir={folder}/cache"),
-        *(f"train.steps={STEPS}", "checkpoint.interval_steps=250", f"keep.dir={folder}"),
+        *(f"train.steps={STEPS}", "checkpoint.interval_steps=120", f"keep.dir={folder}"),
         "recovery.rescue_after_s=0.5",
     ]
     with (folder / "driver.log").open("ab") as log:
