@@ -7,7 +7,6 @@ step of each run, its first two steps left out, and the seconds from the command
 first step.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness import Result, options
+
+from trainer.run_folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -52,8 +53,7 @@ def one_run(command: list[str], folder: Path, name: str) -> tuple[float, float]:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_lines(folder / name / "metrics.jsonl")
     steps_s = [r["step_s"] for r in records[2:]]
     return statistics.median(steps_s), records[0]["time"] - began_s
 

@@ -1,6 +1,5 @@
 """The same fault in a run under torchrun elastic, Ray Train and torchft; used by recovery.py."""
 
-import json
 import os
 import signal
 import socket
@@ -12,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.run_folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = str(ROOT / "benchmarks/recovery_rank.py")
@@ -113,11 +114,7 @@ def measure_peer(command: Command, python: str, recipe: str, fault: Fault) -> Me
 
 def diary(folder: Path) -> list[dict[str, Any]]:
     """What the ranks wrote."""
-    path = folder / "ranks.jsonl"
-    if not path.exists():
-        return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    return read_lines(folder / "ranks.jsonl")
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 from recovery_peers import WARM_STEPS, Fault, Measured
 
 from cluster.drills.faults import SlowWorker, Target
-from cluster.drills.planter import PlantedFault, Planter, RunEnded, lines
+from cluster.drills.planter import PlantedFault, Planter, RunEnded
 from cluster.drills.series import PlannedFault, draw_faults, same_faults
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = 2
@@ -75,7 +75,7 @@ class BraidRun:
 
     def events(self, *kinds: str, after_s: float = 0.0) -> list[dict[str, Any]]:
         """Those of these kinds, told after a moment."""
-        found = lines(self.folder.events)
+        found = read_lines(self.folder.events)
         return [e for e in found if e["kind"] in kinds and e["time"] >= after_s]
 
     def await_event(self, *kinds: str, after_s: float, limit_s: float = 120.0) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _measured(run: BraidRun, planted: PlantedFault) -> Measured:
     told = run.await_event(*TOLD, after_s=planted.at_s)
     recovered = run.await_event("recovered", after_s=planted.at_s)
     started = run.await_event("ranks_started", after_s=planted.at_s)
-    steps = [line["time"] for line in lines(run.folder.metrics)]
+    steps = [line["time"] for line in read_lines(run.folder.metrics)]
     first_s = min((at_s for at_s in steps if at_s > started["time"]), default=recovered["time"])
     return Measured(
         detected_s=told["time"] - planted.at_s,
@@ -152,7 +152,7 @@ def faults_in_a_row(setting: Setting, count: int) -> Mapping[str, float]:
             code = run.await_whole()
             if code:
                 raise SystemExit(f"a run ended with code {code}: {run.folder.exit.read_text()}")
-            losses.append([(line["step"], line["loss"]) for line in lines(run.folder.metrics)])
+            losses.append([(line["step"], line["loss"]) for line in read_lines(run.folder.metrics)])
             recoveries = len(run.events("recovered"))
             lost = [event["lost_steps"] for event in run.events("recovered")]
     return {
@@ -236,7 +236,7 @@ def _steps_until_named(run: BraidRun, rank: int) -> int | None:
     """None where another one was named, or nobody within twice the steps."""
     ranks = run.events("ranks_started")[-1]["ranks"]
     fault, at_s = SlowWorker(), time.time()
-    began = lines(run.folder.metrics)[-1]["step"]
+    began = read_lines(run.folder.metrics)[-1]["step"]
     fault.plant(
         Target(
             rank=rank,
@@ -247,7 +247,7 @@ def _steps_until_named(run: BraidRun, rank: int) -> int | None:
         )
     )
     try:
-        while lines(run.folder.metrics)[-1]["step"] < began + 2 * _NAMED_WITHIN_STEPS:
+        while read_lines(run.folder.metrics)[-1]["step"] < began + 2 * _NAMED_WITHIN_STEPS:
             told = run.events("straggler", after_s=at_s)
             if told:
                 return int(told[0]["step"]) - began if told[0]["rank"] == rank else None

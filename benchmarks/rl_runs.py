@@ -17,6 +17,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from trainer.run_folder import read_lines
+
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ("worker_lost", "worker_hung", "worker_failed", "rollout_lost", "publish_failed")
 WEIGHT_DECAY = 0.01
@@ -137,8 +139,8 @@ def run_braid(setting: Setting, folder: Path, *, staleness: int, seed: int) -> d
             setting, weights_of(folder), Path(place), staleness=staleness, seed=seed
         )
         run = _run_recipe(recipe, Path(place))
-        found = of_lines(_lines(run / "metrics.jsonl"), setting)
-        events = _lines(run / "events.jsonl")
+        found = of_lines(read_lines(run / "metrics.jsonl"), setting)
+        events = read_lines(run / "events.jsonl")
         return {**found, "faults": sum(event["kind"] in FAULTS for event in events)}
 
 
@@ -203,7 +205,7 @@ def run_trl(setting: Setting, folder: Path, python: str, *, seed: int) -> dict[s
             str(file),
         ]
         _call([python, *words], Path(place) / "trl.log", OMP_NUM_THREADS=str(task["threads"]))
-        lines = _lines(out)
+        lines = read_lines(out)
     return {name: [line[name] for line in lines] for name in ("time", "accuracy", "tokens")}
 
 
@@ -233,7 +235,3 @@ def _call(words: Sequence[str], log: Path, **environment: str) -> None:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-4000:]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -10,7 +10,6 @@ With `--keep FOLDER` what was measured is kept there, and with `--minutes` no ru
 that: the same command again goes on, and prints what there is.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ from typing import Any
 
 from harness import Result, options
 from kept import Kept, settings_of
+
+from trainer.run_folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -48,10 +49,7 @@ def train(way: str, seed: int, arguments: Any) -> dict[str, float]:
         )
         if done.returncode:
             raise SystemExit(f"{way} failed:\n{done.stdout}\n{done.stderr}")
-        steps = [
-            json.loads(line)
-            for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-        ]
+        steps = read_lines(Path(folder) / "run" / "metrics.jsonl")
     last = steps[-max(1, len(steps) // 10) :]
     found = {"final_loss": statistics.mean(step["loss"] for step in last)}
     if way == "econtrol":

@@ -19,7 +19,6 @@ from cluster.drills.disk import FillDisk
 from cluster.drills.faults import FAULTS, Fault, Target
 from cluster.drills.host_faults import HOST_FAULTS, HostPair, pair_for
 from cluster.drills.judge import Planted, Verdict, judge
-from cluster.drills.planter import lines
 from cluster.drills.prompts import LostSampler, PromptsVerdict, judge_prompts
 from cluster.rl.state import read_state
 from recipes.load import load_recipe
@@ -28,7 +27,7 @@ from trainer.config import RunConfig
 from trainer.errors import InfrastructureError, RecipeError
 from trainer.numeric.planted import Planted as PlantedGradient
 from trainer.numeric.planted import write_planted
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 _POLL_S = 0.02
 
@@ -100,7 +99,7 @@ def _drill(plan: Drill) -> tuple[Verdict, RunFolder]:
         )
     broken = _folder(plan, plan.name)
     planted = _disturb(plan, broken, _prepared(plan, whole, broken))
-    return judge(planted, lines(broken.events), _losses(broken), _losses(whole)), broken
+    return judge(planted, read_lines(broken.events), _losses(broken), _losses(whole)), broken
 
 
 def _prepared(plan: Drill, whole: RunFolder, folder: RunFolder) -> Fault:
@@ -162,8 +161,8 @@ def _kill_rollout(plan: Drill) -> tuple[PromptsVerdict, RunFolder]:
         raise InfrastructureError(f"the run ended with code {code}; see {folder.root}")
     verdict = judge_prompts(
         planted,
-        lines(folder.events),
-        steps=[line["step"] for line in lines(folder.metrics)],
+        read_lines(folder.events),
+        steps=[line["step"] for line in read_lines(folder.metrics)],
         total_steps=job.train.steps,
         ledger=state["ledger"],
     )
@@ -171,7 +170,7 @@ def _kill_rollout(plan: Drill) -> tuple[PromptsVerdict, RunFolder]:
 
 
 def _kill_sampler(plan: Drill, folder: RunFolder) -> LostSampler:
-    events = lines(folder.events)
+    events = read_lines(folder.events)
     lost = {event["worker"] for event in events if event["kind"] == "rollout_lost"}
     up = [e for e in events if e["kind"] == "rollout_started" and e["worker"] not in lost]
     if not up:
@@ -198,7 +197,7 @@ def _endless(plan: Drill, folder: RunFolder) -> InfrastructureError:
 
 def _planted(plan: Drill, folder: RunFolder, target: Target) -> Planted:
     """A fault that comes now, or came in the step after `at_step`."""
-    ended_s = {line["step"]: line["time"] for line in lines(folder.metrics)}
+    ended_s = {line["step"]: line["time"] for line in read_lines(folder.metrics)}
     step = plan.at_step if plan.name == "nan" else max(ended_s)
     nobody = plan.hosts is not None or plan.name in ("kill-controller", "fill-disk")
     host = target.host if plan.hosts is None else plan.hosts.names[1]
@@ -226,7 +225,7 @@ def _await_step(plan: Drill, folder: RunFolder, run: "subprocess.Popen[bytes]") 
 
 
 def _target(plan: Drill, folder: RunFolder, driver: int) -> Target:
-    started = [event for event in lines(folder.events) if event["kind"] == "ranks_started"]
+    started = [event for event in read_lines(folder.events) if event["kind"] == "ranks_started"]
     chosen = random.Random(plan.seed).choice(started[-1]["ranks"])
     return Target(
         rank=chosen["rank"],
@@ -274,5 +273,7 @@ def _last_step(folder: RunFolder) -> int:
 def _losses(folder: RunFolder) -> list[tuple[int, float]]:
     """Of the steps that were trained on."""
     return [
-        (line["step"], line["loss"]) for line in lines(folder.metrics) if not line.get("skipped")
+        (line["step"], line["loss"])
+        for line in read_lines(folder.metrics)
+        if not line.get("skipped")
     ]

@@ -1,22 +1,14 @@
 """What a run left in its folder, so far."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from trainer.config import JobConfig
-from trainer.run_folder import RunFolder
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a file of JSON lines; none if there is no file yet."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+from trainer.run_folder import RunFolder, read_lines
 
 
 def metrics(job: JobConfig) -> list[dict[str, Any]]:
     """Of each step, in the order in which they were written."""
-    return lines(RunFolder.of(job.run).metrics)
+    return read_lines(RunFolder.of(job.run).metrics)
 
 
 def losses(job: JobConfig) -> list[float]:
@@ -36,4 +28,4 @@ def losses_by_step(job: JobConfig) -> dict[int, float]:
 
 def events(job: JobConfig, kind: str) -> list[dict[str, Any]]:
     """Of one kind."""
-    return [event for event in lines(RunFolder.of(job.run).events) if event["kind"] == kind]
+    return [event for event in read_lines(RunFolder.of(job.run).events) if event["kind"] == kind]

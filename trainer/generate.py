@@ -4,6 +4,7 @@ T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import takewhile
 
 import numpy as np
@@ -37,7 +38,8 @@ def generate(
     `temperature` 0 takes the likeliest token; otherwise tokens are drawn from the smallest set of
     likeliest ones that holds `top_p` of the probability (arXiv 1904.09751), a function of `seed`.
     Prompt and answer together are at most `context` tokens. With a sharded model every rank calls
-    it with the same arguments and takes every token.
+    it with the same arguments and takes every token. A tensor-parallel one is not handled here:
+    only `braid generate` calls this, in one process.
 
     Raises RecipeError for an empty prompt and for one that leaves no room for an answer.
     """
@@ -78,7 +80,7 @@ def _engine(model: Decoder, total: int) -> Engine | None:
     element_bytes = next(model.parameters()).element_size()
     block = block_bytes(model.architecture, config.block_tokens, element_bytes)
     kv_bytes = -(-total // config.block_tokens) * block
-    engine = Engine(model, EngineConfig(max_sequences=1, kv_bytes=kv_bytes))
+    engine = Engine(model, replace(config, kv_bytes=kv_bytes))
     return engine if total <= engine.longest_tokens else None
 
 

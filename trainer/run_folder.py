@@ -118,6 +118,18 @@ def append_line(path: Path, record: dict[str, Any], *, durable: bool = False) ->
         os.close(descriptor)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What `append_line` has written there so far, oldest first; nothing where there is no file.
+
+    A last line without its end is left out: it is on its way, or a kill cut it off. Raises
+    ValueError for any other that is not JSON.
+    """
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` as a whole: readers see the old or the new text, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ meets in the same place with another error. Either ends when the run has told of
 """
 
 import errno
-import json
 import os
 import resource
 import shutil
@@ -21,7 +20,7 @@ from cluster.drills.faults import Target
 from trainer.checkpoint.folder import list_complete
 from trainer.checkpoint.manifest import read_manifest
 from trainer.errors import InfrastructureError, ResourceError
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 _POLL_S = 0.05
 _CHUNK = bytes(1 << 20)
@@ -143,11 +142,7 @@ def harm_in(checkpoints: Path) -> str:
 
 def count_failed_saves(events: Path) -> int:
     """Told so far."""
-    if not events.exists():
-        return 0
-    # The last line may still be on its way.
-    lines = events.read_text().rpartition("\n")[0].splitlines()
-    return sum(json.loads(line)["kind"] == "checkpoint_failed" for line in lines)
+    return sum(event["kind"] == "checkpoint_failed" for event in read_lines(events))
 
 
 def largest_file_bytes(checkpoints: Path) -> int:

@@ -1,6 +1,5 @@
 """Plant a series of faults in a run, one after the other, by what the run's files say of it."""
 
-import json
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from cluster.drills.series import Kind, PlannedFault
 from cluster.memory_folder import memory_folder
 from trainer.boards import BoardError, read_board
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 _POLL_S = 0.005
 _SLOW_FOR_S = 1.0
@@ -109,10 +108,12 @@ class Planter:
         return int(started[-1]["generation"]) if started else -1
 
     def _started(self) -> list[dict[str, Any]]:
-        return [event for event in lines(self.folder.events) if event["kind"] == "ranks_started"]
+        return [
+            event for event in read_lines(self.folder.events) if event["kind"] == "ranks_started"
+        ]
 
     def _recovered(self, generation: int) -> bool:
-        events = lines(self.folder.events)
+        events = read_lines(self.folder.events)
         last = max(
             (
                 number
@@ -124,20 +125,11 @@ class Planter:
         return any(event["kind"] == "recovered" for event in events[last:])
 
     def _step(self) -> int:
-        found = lines(self.folder.metrics)
+        found = read_lines(self.folder.metrics)
         return int(found[-1]["step"]) if found else 0
 
     def _saving(self) -> bool:
         return any(self.folder.checkpoints.glob("step-*.partial*"))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines; none where there is no file."""
-    if not path.exists():
-        return []
-    # The last line may still be on its way.
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _disturb(process: int, kind: Kind) -> None:

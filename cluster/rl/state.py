@@ -17,7 +17,7 @@ from trainer.errors import DataError
 from trainer.rl.conducting.beginning import merged_state
 from trainer.rl.conducting.conductor import Conductor
 from trainer.rl.ledger_records import Record
-from trainer.run_folder import RunFolder, append_line, write_atomically
+from trainer.run_folder import RunFolder, append_line, read_lines, write_atomically
 
 _OUTGROWN = 4
 """Times the bytes of the snapshot."""
@@ -55,10 +55,8 @@ def read_state(folder: RunFolder) -> dict[str, Any] | None:
     path = state_path(folder)
     if not path.exists():
         return None
-    # Without its end, the last line is of a write that never returned.
-    lines = path.read_text().split("\n")[:-1]
     try:
-        return merged_state([json.loads(line) for line in lines])
+        return merged_state(read_lines(path))
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{path} is no state of prompts ({error!r}); delete it to ask all prompts of the steps "

@@ -54,9 +54,16 @@ def view() -> RecordingView:
     return RecordingView()
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the cluster come last: it is started once, and works beside no other test."""
+    items.sort(
+        key=lambda item: isinstance(item, pytest.Function) and "local_cluster" in item.fixturenames
+    )
+
+
+@pytest.fixture(scope="session")
 def local_cluster() -> Iterator[None]:
-    """One cluster for all tests of a file: starting it takes seconds."""
+    """One cluster for all tests: starting it takes seconds."""
     from cluster.ray_connect import connected
 
     with connected("local"):

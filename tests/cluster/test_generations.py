@@ -15,7 +15,7 @@ from cluster.recovery.config import RecoveryConfig
 from comms.config import CommsConfig, IslandConfig
 from parallel.config import ParallelConfig
 from tests.cluster.runs import kill, run, when
-from tests.jobs import tiny_job
+from tests.jobs import tiny_job, train_on_ranks
 from tests.left import events, losses
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
@@ -24,12 +24,12 @@ from trainer.errors import ExitCode
 STEPS = 100
 
 
-def job(tmp_path: Path, name: str) -> JobConfig:
+def job(tmp_path: Path, name: str, *, checkpoints_every: int = 0) -> JobConfig:
     return tiny_job(
         tmp_path,
         run=RunConfig(name=name, dir=str(tmp_path / "runs")),
         train=TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96),
-        checkpoint=CheckpointConfig(interval_steps=1),
+        checkpoint=CheckpointConfig(interval_steps=checkpoints_every),
     )
 
 
@@ -49,9 +49,8 @@ def test_killed_ranks_are_replaced_and_nothing_is_lost(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
     whole = job(tmp_path, "whole")
-    assert run(whole, view) is ExitCode.DONE
-    view.steps.clear()
-    broken = job(tmp_path, "broken")
+    train_on_ranks(whole, 2)
+    broken = job(tmp_path, "broken", checkpoints_every=1)
 
     def kill_spare() -> None:
         spare = idle_process(broken)
@@ -83,7 +82,6 @@ def test_islands_go_on_without_one_that_is_lost(
         job(tmp_path, "islands"),
         parallel=ParallelConfig(island=2),
         comms=CommsConfig(island=island),
-        checkpoint=CheckpointConfig(interval_steps=0),
     )
     thread = when(lambda: len(view.steps) >= 2, kill(config, 0))
     # Nothing is waited for that could take its place.

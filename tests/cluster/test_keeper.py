@@ -67,3 +67,5 @@ def test_shares_come_whole_and_the_older_ones_go(local_cluster: None, tmp_path: 
     for number in range(2):
         assert shares(second / f"island-{number}") == {"copy-00000007": 7}
         assert read_hold(second / f"island-{number}") == Hold(wanted=8, kept=7)
+    for keeper in (own, other):
+        ray.kill(keeper)

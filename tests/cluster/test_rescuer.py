@@ -10,12 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.drills.planter import lines
 from cluster.rescuer import Charge, Rescuer, Watch
 from tests.trainer.keeping.shares import RUN, keep
 from trainer.keeping.folder import list_shares
 from trainer.keeping.record import Record, write_record
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 RECORD = Record(run=RUN, generation=1, valid_from=1)
 
@@ -66,7 +65,7 @@ def test_snapshots_are_saved_where_no_controller_comes_back(folder: RunFolder) -
     with abandoned(folder, 0.01):
         pass
     assert sorted(found.header.step for found in list_shares(folder.rescued)) == [2, 3]
-    (told,) = lines(folder.events)
+    (told,) = read_lines(folder.events)
     assert (told["kind"], told["step"]) == ("snapshots_rescued", 3)
     assert "nothing was heard of the driver for 0.01 s" in told["cause"]
 
@@ -106,10 +105,10 @@ def test_a_driver_that_falls_silent_is_as_good_as_gone(folder: RunFolder) -> Non
     assert not folder.rescued.exists()
     # Saved once, whatever follows; it stays while it may hear.
     assert not watch.look(196.0, ended=False)
-    assert len(lines(folder.events)) == 1
+    assert len(read_lines(folder.events)) == 1
     assert not watch.look(400.0, ended=False)
     assert watch.look(401.0, ended=True)
-    assert len(lines(folder.events)) == 1
+    assert len(read_lines(folder.events)) == 1
     assert sorted(found.header.step for found in list_shares(folder.rescued)) == [2, 3]
 
 
@@ -117,6 +116,6 @@ def test_a_disk_that_refuses_is_told(folder: RunFolder) -> None:
     folder.rescued.write_text("in the way")
     with abandoned(folder, 0.01):
         pass
-    (told,) = lines(folder.events)
+    (told,) = read_lines(folder.events)
     assert told["kind"] == "rescue_failed"
     assert "could not be saved" in told["cause"]

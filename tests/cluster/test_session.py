@@ -15,12 +15,11 @@ import psutil
 import pytest
 import ray
 
-from cluster.drills.planter import lines
 from trainer.errors import ExitCode
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 300
+STEPS = 150
 ENDED_WITHIN_S = 30.0
 
 
@@ -29,7 +28,7 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
         *(sys.executable, "-m", "recipes.cli", "run", "debug_cpu"),
         f"cluster.address={ray.get_runtime_context().gcs_address}",
         *(f"run.dir={folder}", "run.name=run", f"data.cache_dir={folder}/cache"),
-        *(f"train.steps={STEPS}", "checkpoint.interval_steps=250", f"keep.dir={folder}"),
+        *(f"train.steps={STEPS}", "checkpoint.interval_steps=120", f"keep.dir={folder}"),
         "recovery.rescue_after_s=0.5",
     ]
     with (folder / "driver.log").open("ab") as log:
@@ -48,7 +47,7 @@ def alive(process: int) -> bool:
 
 
 def told(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
-    return [event for event in lines(folder.events) if event["kind"] == kind]
+    return [event for event in read_lines(folder.events) if event["kind"] == kind]
 
 
 @pytest.mark.slow
@@ -63,14 +62,14 @@ def test_ranks_end_with_their_driver_and_the_next_one_goes_on(
     second = start(tmp_path)
     assert second.wait(60) == ExitCode.RECIPE
     assert "another driver is running" in (tmp_path / "driver.log").read_text()
-    wait_for(lambda: len(lines(folder.metrics)) >= 5, "five steps", 120)
+    wait_for(lambda: len(read_lines(folder.metrics)) >= 5, "five steps", 120)
     (started,) = told(folder, "ranks_started")
     processes = [rank["process"] for rank in started["ranks"]]
     # A rank that stands still cannot notice anything by itself.
     os.kill(processes[1], signal.SIGSTOP)
     driver.kill()
     driver.wait()
-    first = len(lines(folder.metrics))
+    first = len(read_lines(folder.metrics))
     wait_for(lambda: not any(map(alive, processes)), "ranks without a driver", ENDED_WITHIN_S)
     wait_for(lambda: told(folder, "snapshots_rescued"), "snapshots on disk", ENDED_WITHIN_S)
     # The host has lost its memory, and the second driver is killed as well.
@@ -78,10 +77,10 @@ def test_ranks_end_with_their_driver_and_the_next_one_goes_on(
         shutil.rmtree(kept)
     driver = start(tmp_path)
     wait_for(lambda: len(told(folder, "resumed")) == 1, "a driver that goes on", 120)
-    wait_for(lambda: len(lines(folder.metrics)) >= first + 20, "more steps", 120)
+    wait_for(lambda: len(read_lines(folder.metrics)) >= first + 20, "more steps", 120)
     driver.kill()
     driver.wait()
-    second = len(lines(folder.metrics))
+    second = len(read_lines(folder.metrics))
     driver = start(tmp_path)
     try:
         code = driver.wait(200)
@@ -89,7 +88,7 @@ def test_ranks_end_with_their_driver_and_the_next_one_goes_on(
         driver.kill()
         driver.wait()
     assert code == ExitCode.DONE, (tmp_path / "driver.log").read_text()
-    assert [line["step"] for line in lines(folder.metrics)] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_lines(folder.metrics)] == list(range(1, STEPS + 1))
     from_disk, from_memory = told(folder, "resumed")
     assert Path(from_disk["path"]).is_relative_to(folder.rescued)
     assert from_disk["step"] >= first - 1

@@ -19,10 +19,10 @@ from cluster.network import free_port
 from cluster.ray_connect import reread_settings
 from cluster.submit import absolute_paths, exit_code_of, submit
 from recipes.load import load_recipe
-from tests.left import lines
 from trainer.config import JobConfig, RunConfig
 from trainer.data.config import DataConfig
 from trainer.errors import ExitCode, ResourceError
+from trainer.run_folder import read_lines
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -74,7 +74,7 @@ def test_a_submitted_recipe_trains_over_two_nodes(
     assert view.notes[0].startswith("working directory: ")
     assert "phase: training" in output
     assert json.loads((tmp_path / "sent/exit.json").read_text())["step"] == 8
-    assert len(lines(tmp_path / "sent/metrics.jsonl")) == 8
+    assert len(read_lines(tmp_path / "sent/metrics.jsonl")) == 8
     with pytest.raises(ResourceError, match="sent-1"):
         submit(
             loaded.recipe.job,

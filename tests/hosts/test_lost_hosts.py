@@ -14,10 +14,11 @@ import pytest
 
 from recipes.load import load_recipe
 from tests.hosts.namespaces import Host, join_ray, why_not
-from tests.jobs import train_on_ranks
-from tests.left import lines
+from tests.jobs import start_ranks
+from tests.processes import collect
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.hold import read_hold
+from trainer.run_folder import read_lines
 
 REASON = why_not()
 
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 
 CUT_S = 3.0
+STEPS_BEYOND = 40
 RECIPE = "recipes/debug_cpu.yaml"
 
 
@@ -40,10 +42,10 @@ class Training:
     process: "subprocess.Popen[bytes]"
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        return [e for e in lines(self.folder / "events.jsonl") if e["kind"] == kind]
+        return [e for e in read_lines(self.folder / "events.jsonl") if e["kind"] == kind]
 
     def losses(self) -> dict[int, float]:
-        return {line["step"]: line["loss"] for line in lines(self.folder / "metrics.jsonl")}
+        return {line["step"]: line["loss"] for line in read_lines(self.folder / "metrics.jsonl")}
 
     def step(self) -> int:
         return max(self.losses(), default=0)
@@ -54,7 +56,7 @@ class Training:
         while not ready():
             log = self.folder.with_suffix(".log")
             assert self.process.poll() is None, log.read_text()
-            told = [(e["kind"], e["step"]) for e in lines(self.folder / "events.jsonl")]
+            told = [(e["kind"], e["step"]) for e in read_lines(self.folder / "events.jsonl")]
             assert time.monotonic() - began_s < timeout_s, f"no {what}: {told[-12:]}"
             time.sleep(0.1)
         return time.monotonic() - began_s
@@ -80,12 +82,11 @@ def train(host: Host, folder: Path, name: str, *where: str) -> Training:
     return Training(folder / name, process)
 
 
-def undisturbed_losses(folder: Path, steps: int) -> dict[int, float]:
-    """Of one rank that nothing happens to, from step 1 on."""
+def start_undisturbed(folder: Path, steps: int) -> tuple[list[Any], Any]:
+    """One rank that nothing happens to, from step 1 on; what `collect` takes."""
     job = load_recipe(RECIPE, overrides(folder, "undisturbed")).recipe.job
     job = replace(job, keep=KeepingConfig(interval_steps=0))
-    _, reports = train_on_ranks(job, 1, stop_after=steps)
-    return {report.step: report.loss for report in reports}
+    return start_ranks(job, 1, stop_after=steps)
 
 
 def test_a_run_lives_through_its_hosts_faults(hosts: tuple[Host, Host], tmp_path: Path) -> None:
@@ -97,14 +98,17 @@ def test_a_run_lives_through_its_hosts_faults(hosts: tuple[Host, Host], tmp_path
     take_back(run, head, other)
     run.until("a copy that is settled", lambda: kept(run, other) > 0)
     copied = kept(run, other)
+    # While nothing trains, and on to steps after the last fault.
+    undisturbed = start_undisturbed(tmp_path, run.step() + STEPS_BEYOND)
     lose_the_head(run, head, other)
     go_on_elsewhere(run, other, copied)
 
     # All of it trained what an undisturbed run trains.
     own = run.losses()
     assert sorted(own) == [*range(1, max(own) + 1)]
-    undisturbed = undisturbed_losses(tmp_path, max(own))
-    assert own == pytest.approx(undisturbed, rel=1e-3)
+    _, reports = collect(*undisturbed)[0]
+    losses = [own[report.step] for report in reports]
+    assert losses == pytest.approx([report.loss for report in reports], rel=1e-3)
 
 
 def ride_out_a_cut(run: Training, other: Host) -> None:
@@ -166,7 +170,7 @@ def go_on_elsewhere(run: Training, host: Host, copied: int) -> None:
     newest = run.step()
     where = ("cluster.address=local", "cluster.num_workers=1", "run.resume=must")
     after = train(host, run.folder.parent, run.folder.name, *where)
-    after.until("going on elsewhere", lambda: after.step() > newest)
+    after.until("going on elsewhere", lambda: after.step() >= newest + STEPS_BEYOND)
     resumed = after.events("resumed")[-1]
     assert Path(resumed["path"]).is_relative_to(run.folder / "rescued")
     assert resumed["step"] >= copied

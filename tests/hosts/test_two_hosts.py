@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts.namespaces import DASHBOARD, GCS_PORT, Host, why_not
-from tests.left import lines
+from trainer.run_folder import read_lines
 
 REASON = why_not()
 
@@ -34,7 +34,7 @@ def submission(folder: Path, name: str, *overrides: str) -> list[str]:
 
 def wait_for_steps(folder: Path, count: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while len(lines(folder / "metrics.jsonl")) < count:
+    while len(read_lines(folder / "metrics.jsonl")) < count:
         assert not (folder / "exit.json").exists(), (folder / "exit.json").read_text()
         assert time.monotonic() < deadline, f"no {count} steps within {timeout_s} s"
         time.sleep(0.2)
@@ -45,7 +45,9 @@ def test_a_submitted_run_trains_over_both_hosts(hosts: tuple[Host, Host], tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     info = json.loads((tmp_path / "both/run.json").read_text())
     assert [host["address"] for host in info["hosts"]] == [host.address for host in hosts]
-    assert [record["step"] for record in lines(tmp_path / "both/metrics.jsonl")] == [*range(1, 9)]
+    assert [record["step"] for record in read_lines(tmp_path / "both/metrics.jsonl")] == [
+        *range(1, 9)
+    ]
     assert json.loads((tmp_path / "both/exit.json").read_text())["code"] == 0
     assert "working directory:" in done.stdout
 

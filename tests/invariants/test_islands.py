@@ -12,7 +12,7 @@ from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig, RankEnvironment
 from parallel.config import ParallelConfig
 from tests.jobs import start_until_step, tiny_job, train_on_ranks
-from tests.left import events, lines, losses, metrics
+from tests.left import events, losses, metrics
 from tests.ranks import run_on_ranks
 from trainer.build import build
 from trainer.config import JobConfig, OptimConfig, RunConfig, SchedConfig, TrainConfig
@@ -22,7 +22,7 @@ from trainer.errors import InfrastructureError, RecipeError
 from trainer.job import Listeners
 from trainer.loop import publish_rest, run_step
 from trainer.metrics import JsonlSink
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 from trainer.status import Status
 
 STREAM = CommsConfig(island=IslandConfig(every=3, overlap_steps=2, fragments=1))
@@ -68,7 +68,7 @@ def test_exchanging_after_every_step_at_once_and_in_full_is_data_parallelism(tmp
 def test_a_run_that_stops_in_mid_exchange_goes_on_bitwise_and_on_other_islands(tmp_path):
     whole = _named(_streaming(tmp_path), "whole")
     _, reports = train_on_ranks(whole, 2)
-    plans = lines(RunFolder.of(whole.run).plans)
+    plans = read_lines(RunFolder.of(whole.run).plans)
     outer = [plan["outer"] for plan in plans]
     assert [o["sends"] for o in outer] == [None, None, 0] * 3
     assert [o["merges"] for o in outer] == [None] * 4 + [0, None, None, 0, None]

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,15 @@ from trainer.snapshot_opening import folder_of
 STEPS = 26
 TRAIN = TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=96)
 ISLAND = IslandConfig(every=4, overlap_steps=1, fragments=2, mixing=0.25)
+
+
+def _two_islands(folder: Path, steps: int = STEPS, **exchange: Any) -> JobConfig:
+    return tiny_job(
+        folder,
+        train=replace(TRAIN, steps=steps),
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=replace(ISLAND, **exchange)),
+    )
 
 
 def _whole(config: JobConfig) -> JobConfig:
@@ -58,9 +68,7 @@ def test_what_replicas_have_not_sent_outlives_them(tmp_path, method):
 
 @pytest.mark.timeout(240)
 def test_islands_that_are_killed_go_on_from_their_own_steps(tmp_path):
-    config = tiny_job(
-        tmp_path, train=TRAIN, parallel=ParallelConfig(island=2), comms=CommsConfig(island=ISLAND)
-    )
+    config = _two_islands(tmp_path)
     train_on_ranks(_whole(config), 2)
     reported = [train_until_killed(config, 2, step=step) for step in (2, 6, 11, 15)]
     outcome, _ = train_on_ranks(config, 2)
@@ -113,13 +121,7 @@ def _interrupted(rank: int, config: JobConfig) -> list[tuple[int, int]]:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("overlap_steps", [0, 1])
 def test_an_island_behind_hears_what_came_of_an_exchange(tmp_path, overlap_steps):
-    island = replace(ISLAND, overlap_steps=overlap_steps)
-    config = tiny_job(
-        tmp_path,
-        train=replace(TRAIN, steps=14),
-        parallel=ParallelConfig(island=2),
-        comms=CommsConfig(island=island),
-    )
+    config = _two_islands(tmp_path, 14, overlap_steps=overlap_steps)
     train_on_ranks(_whole(config), 2)
     first, second = run_on_ranks(2, _interrupted, config)
     assert (
@@ -159,12 +161,7 @@ def _equal(a: list, b: list) -> bool:
 
 @pytest.mark.timeout(240)
 def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
-    config = tiny_job(
-        tmp_path,
-        train=replace(TRAIN, steps=20),
-        parallel=ParallelConfig(island=2),
-        comms=CommsConfig(island=replace(ISLAND, wire="fp32")),
-    )
+    config = _two_islands(tmp_path, 20, wire="fp32")
     _, before = run_on_ranks(2, _go_on, 2, config, (), 7)
     # The other one goes on from where it was, while its own exchange is under way.
     fewer = replace(config, parallel=ParallelConfig(island=1))
@@ -216,12 +213,7 @@ def _on_own_hosts(rank: int, config: JobConfig) -> int:
 
 @pytest.mark.timeout(240)
 def test_an_island_whose_host_is_lost_takes_all_back_to_its_copies(tmp_path):
-    config = tiny_job(
-        tmp_path,
-        train=replace(TRAIN, steps=18),
-        parallel=ParallelConfig(island=2),
-        comms=CommsConfig(island=ISLAND),
-    )
+    config = _two_islands(tmp_path, 18)
     train_on_ranks(_whole(config), 2)
     assert run_on_ranks(2, _on_own_hosts, config) == [6, 6]
     assert not events(config, "islands_changed")

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from parallel.config import ParallelConfig
-from recipes.invariance import RELATIVE_BOUND, Variant, compare
+from recipes.invariance import RELATIVE_BOUND, Variant
+from tests.invariants.variants import compare_side_by_side
 from tests.jobs import tiny_job, train_on_ranks
-from tests.left import losses
+from tests.left import losses, metrics
 from trainer.errors import RecipeError
+from trainer.spread import require_layout
 
 ALONE = [
     Variant(replica=4, sp=4),
@@ -49,13 +51,21 @@ def _job(folder, **changes):
     return replace(job, model=replace(job.model, num_layers=4, moe=moe))
 
 
+@pytest.fixture(scope="module")
+def comparisons(tmp_path_factory):
+    """Of all variants with one rank, in two steps."""
+    job = _job(tmp_path_factory.mktemp("variants"))
+    return compare_side_by_side(job, [Variant(), *ALONE, *PAIRS, *TRIPLES], steps=2)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("variants", [ALONE, PAIRS, TRIPLES], ids=["alone", "pairs", "triples"])
-def test_no_combination_of_axes_changes_the_losses(tmp_path, variants):
-    comparisons = compare(_job(tmp_path), [Variant(), *variants], steps=2)
+def test_no_combination_of_axes_changes_the_losses(comparisons, variants):
     reference = comparisons[0].grad_norms
-    for comparison in comparisons:
+    found = {comparison.variant: comparison for comparison in comparisons}
+    for variant in variants:
+        comparison = found[variant]
         assert comparison.largest_difference <= RELATIVE_BOUND, comparison
         assert comparison.grad_norms[:2] == pytest.approx(reference[:2], rel=1e-4), comparison
 
@@ -72,7 +82,7 @@ def test_no_combination_changes_the_losses_of_the_mixture_variants(tmp_path):
         Variant(pp=2, shard=2, ep=2, rounds=2),
         Variant(shard=2, shard_weights=1),
     ]
-    for comparison in compare(job, [Variant(), *variants], steps=2):
+    for comparison in compare_side_by_side(job, [Variant(), *variants], steps=2):
         assert comparison.largest_difference <= RELATIVE_BOUND, comparison
 
 
@@ -85,7 +95,7 @@ def test_sequences_of_their_own_length_are_trained_alike_by_all_groups(tmp_path)
         train=replace(job.train, global_batch_sequences=9),
     )
     variants = [Variant(), Variant(shard=2), Variant(shard=4, sp="auto"), Variant(shard=3)]
-    for comparison in compare(job, variants, steps=2):
+    for comparison in compare_side_by_side(job, variants, steps=2):
         assert comparison.largest_difference <= RELATIVE_BOUND, comparison
 
 
@@ -118,9 +128,17 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ranks", "parallel", "message"), REFUSED)
-def test_what_cannot_be_combined_is_refused_before_training(tmp_path, ranks, parallel, message):
+def test_what_cannot_be_combined_is_refused(tmp_path, ranks, parallel, message):
     job = tiny_job(tmp_path, parallel=parallel)
     if "do not work" in message:
         job = replace(job, model=replace(job.model, moe=replace(job.model.moe, num_experts=4)))
     with pytest.raises(RecipeError, match=message):
+        require_layout(job, ranks)
+
+
+def test_ranks_refuse_it_before_training(tmp_path):
+    ranks, parallel, message = REFUSED[0]
+    job = tiny_job(tmp_path, parallel=parallel)
+    with pytest.raises(RecipeError, match=message):
         train_on_ranks(job, ranks)
+    assert metrics(job) == []

@@ -19,7 +19,6 @@ from parallel.experts.dispatch import ExpertDispatch
 from parallel.experts.hosts import ExpertStages
 from parallel.layout import Layout
 from parallel.replicas import open_replicas
-from tests.left import lines
 from tests.ranks import run_on_ranks
 from tests.trainer.planner.planners import LENGTHS, fixed_planner
 from trainer.host_map import map_hosts
@@ -28,7 +27,7 @@ from trainer.model.experts import grouped_swiglu
 from trainer.planner.codec import decode_plan, encode_plan
 from trainer.planner.links import WARM_UP_STEPS, LinkedPlanner
 from trainer.planner.plan import Terms
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 STEPS = WARM_UP_STEPS + 8
 CHANGED_AT = WARM_UP_STEPS + 4
@@ -153,7 +152,7 @@ def test_a_ring_and_groups_are_taken_up_by_all_at_the_same_step(runs):
 
 def test_the_change_is_an_event_and_a_measurement_that_changes_nothing_another(runs):
     for name, kind in (("same", "links_measured"), ("changed", "links_changed")):
-        first, again = lines(runs[0] / f"{name}-none" / "events.jsonl")
+        first, again = read_lines(runs[0] / f"{name}-none" / "events.jsonl")
         assert (first["kind"], again["kind"]) == ("links_measured", kind)
         assert again["step"] == CHANGED_AT
     assert (again["ring_before"], again["ring"]) == ([0, 1, 2, 3], [0, 2, 1, 3])

@@ -11,8 +11,8 @@ from torch.distributed import TCPStore
 
 from cluster.config import ClusterConfig
 from recipes.torchrun import explicit_keys, main, rank_environment, with_resources
-from tests.left import lines
 from trainer.errors import ExitCode, RecipeError
+from trainer.run_folder import read_lines
 
 ENVIRON = {
     "RANK": "1",
@@ -88,7 +88,7 @@ def test_two_ranks_train(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line for line in done.stdout.splitlines() if line.startswith("step: 4/4  loss: ")]
     assert "finished at step 4" in done.stdout
-    records = lines(tmp_path / "run" / "metrics.jsonl")
+    records = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["code"] == 0
     assert (tmp_path / "run" / "recipe.yaml").is_file()

@@ -12,12 +12,11 @@ from comms.links.probe import measure_links
 from parallel.layout import Layout
 from parallel.pool import open_pool
 from parallel.sequence.stretches import AttentionScheme
-from tests.left import lines
 from tests.ranks import run_on_ranks
 from trainer.host_map import map_hosts
 from trainer.links import Followers, open_links
 from trainer.planner.plan import StepPlan
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 QUICK = partial(measure_links, budget_s=0.2)
 
@@ -71,7 +70,7 @@ def test_hosts_are_measured_and_plans_followed(tmp_path):
     assert all(one["one host"] and one["followed once"] for one in found)
     assert [one["hosts"] for one in found] == [(0, 1), (0, 1), (2, 3), (2, 3)]
     assert all(one["nothing to choose"] for one in found)
-    first, again = lines(tmp_path / "events.jsonl")
+    first, again = read_lines(tmp_path / "events.jsonl")
     assert first["kind"] == "links_measured"
     assert (first["step"], again["step"]) == (3, 4)
     assert first["hosts"] == [f"host{n}" for n in range(4)]

@@ -1,13 +1,19 @@
 """Lines are whole, files are replaced as a whole, and a status can be read while it changes."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.disks import files_up_to
 from trainer.config import RunConfig
-from trainer.run_folder import RunFolder, append_event, append_line, is_full, write_atomically
+from trainer.run_folder import (
+    RunFolder,
+    append_event,
+    append_line,
+    is_full,
+    read_lines,
+    write_atomically,
+)
 from trainer.status import Status
 
 
@@ -22,8 +28,7 @@ def test_lines_of_several_writers_do_not_mix(tmp_path):
     path = tmp_path / "deep" / "lines.jsonl"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: append_line(path, {"n": n, "pad": "x" * 2000}), range(200)))
-    numbers = [json.loads(line)["n"] for line in path.read_text().splitlines()]
-    assert sorted(numbers) == list(range(200))
+    assert sorted(line["n"] for line in read_lines(path)) == list(range(200))
 
 
 def test_a_line_for_which_there_is_no_room_leaves_nothing(tmp_path):
@@ -34,17 +39,25 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing(tmp_path):
         append_line(path, {"n": 2, "pad": "x" * 100})
     assert is_full(refused.value)
     append_line(path, {"n": 3})
-    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]
+    assert [line["n"] for line in read_lines(path)] == [1, 3]
+
+
+def test_lines_are_read_as_far_as_they_are_whole(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_lines(path) == []
+    path.write_text('{"n": 1')
+    assert read_lines(path) == []
+    path.write_text('{"n": 1}\n{"text": "a\u2028b"}\n{"n": 3')
+    assert read_lines(path) == [{"n": 1}, {"text": "a\u2028b"}]
+    path.write_text('{"n": 1\n{"n": 2}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        read_lines(path)
 
 
 def test_an_event_says_when_what_and_where(tmp_path):
     append_event(tmp_path / "events.jsonl", now_s=5.0, kind="resumed", step=3, path="p")
-    assert json.loads((tmp_path / "events.jsonl").read_text()) == {
-        "time": 5.0,
-        "kind": "resumed",
-        "step": 3,
-        "path": "p",
-    }
+    event = {"time": 5.0, "kind": "resumed", "step": 3, "path": "p"}
+    assert read_lines(tmp_path / "events.jsonl") == [event]
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.disks import files_up_to
-from tests.left import lines
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.folder import list_complete
 from trainer.errors import ResourceError
+from trainer.run_folder import read_lines
 from trainer.saving import Saver
 
 
@@ -37,7 +37,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _events(folder: Path) -> list[tuple[str, int]]:
-    return [(event["kind"], event["step"]) for event in lines(folder / "events.jsonl")]
+    return [(event["kind"], event["step"]) for event in read_lines(folder / "events.jsonl")]
 
 
 def test_saves_by_steps_by_time_and_at_the_end(tmp_path):

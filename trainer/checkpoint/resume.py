@@ -14,7 +14,7 @@ from typing import Literal
 
 from trainer.checkpoint.folder import MANIFEST_NAME, list_complete
 from trainer.errors import RecipeError
-from trainer.run_folder import RunFolder, write_atomically
+from trainer.run_folder import RunFolder, read_lines, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ def drop_later_steps(folder: RunFolder, step: int) -> int:
 
 def last_step_in(folder: RunFolder) -> int:
     """The step of the last line of metrics.jsonl; 0 where there is none."""
-    lines = folder.metrics.read_bytes().splitlines() if folder.metrics.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    lines = read_lines(folder.metrics)
+    return int(lines[-1]["step"]) if lines else 0
 
 
 def _auto(own: tuple[Path, ...], folder: RunFolder) -> Resume:

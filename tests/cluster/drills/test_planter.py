@@ -9,28 +9,30 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.drills.planter import Planter, RunEnded, lines
+from cluster.drills.planter import Planter, RunEnded
 from cluster.drills.series import draw_faults
 from cluster.recovery.config import RecoveryConfig
 from tests.cluster.runs import run
-from tests.jobs import tiny_job
+from tests.jobs import tiny_job, train_on_ranks
 from tests.left import losses
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import JobConfig, RunConfig, TrainConfig
 from trainer.errors import ExitCode
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 STEPS = 150
 FAULTS = 10
-PATIENT = RecoveryConfig(max_restarts=10 * FAULTS)
+PATIENT = RecoveryConfig(
+    max_restarts=10 * FAULTS, backoff_s=0.1, free_within_s=2.0, replace_within_s=120.0
+)
 
 
-def job(folder: Path, name: str) -> JobConfig:
+def job(folder: Path, name: str, *, checkpoints_every: int) -> JobConfig:
     return tiny_job(
         folder,
         run=RunConfig(name=name, dir=str(folder / "runs")),
         train=TrainConfig(steps=STEPS, global_batch_tokens=8 * 48, max_tokens_per_device=4 * 48),
-        checkpoint=CheckpointConfig(interval_steps=3),
+        checkpoint=CheckpointConfig(interval_steps=checkpoints_every),
     )
 
 
@@ -39,9 +41,9 @@ def job(folder: Path, name: str) -> JobConfig:
 def test_ten_faults_in_a_row_leave_no_trace_in_the_losses(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
-    whole = job(tmp_path, "whole")
-    assert run(whole, view, recovery=PATIENT) is ExitCode.DONE
-    broken = job(tmp_path, "broken")
+    whole = job(tmp_path, "whole", checkpoints_every=0)
+    train_on_ranks(whole, 2)
+    broken = job(tmp_path, "broken", checkpoints_every=3)
     folder = RunFolder.of(broken.run)
     over = threading.Event()
     planter = Planter(folder=folder, total_steps=STEPS, ended=over.is_set)
@@ -59,7 +61,7 @@ def test_ten_faults_in_a_row_leave_no_trace_in_the_losses(
     finally:
         over.set()
         thread.join()
-    told = Counter(event["kind"] for event in lines(folder.events))
+    told = Counter(event["kind"] for event in read_lines(folder.events))
     story = json.dumps([vars(fault) for fault in planter.planted], default=str, indent=1)
     assert code is ExitCode.DONE, (folder.exit.read_text(), story)
     assert len(planter.planted) == FAULTS, story

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cluster.failure import Failure
 from cluster.recovery.incidents import Incidents
-from tests.left import lines
 from trainer.errors import ExitCode
+from trainer.run_folder import read_lines
 
 
 def failure(step: int) -> Failure:
@@ -31,7 +31,7 @@ def test_a_fault_is_told_with_what_it_cost(tmp_path: Path) -> None:
     incidents.step({"step": 7})
     incidents.step({"step": 8})
     incidents.layout_changed(4, 2)
-    told = lines(tmp_path / "events.jsonl")
+    told = read_lines(tmp_path / "events.jsonl")
     assert [event["kind"] for event in told] == [
         "worker_lost",
         "worker_lost",

@@ -1,6 +1,6 @@
 """Runs by rewards that compute nothing, so that what is tried out is their driver.
 
-As a program, with a folder: one such run on a cluster of its own, for tests that kill it.
+As a program, with a folder and the address of a cluster: one such run, for tests that kill it.
 """
 
 import sys
@@ -60,4 +60,5 @@ def run(
 if __name__ == "__main__":
     set_unless_set(RAY_DEFAULTS)
     set_unless_set(LOOPBACK_DEFAULTS)
-    sys.exit(int(run(job(Path(sys.argv[1]), "killed"), PlainView(), address="local")))
+    folder, address = sys.argv[1:]
+    sys.exit(int(run(job(Path(folder), "killed"), PlainView(), address=address)))

@@ -1,6 +1,7 @@
 """Small real work for processes that sample, and for ranks that train on what they sampled."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ import numpy as np
 from cluster.rank import RankControl, RankSpec
 from cluster.reading import Outcome
 from cluster.rl.rollout_worker import RolloutControl, RolloutSpec
-from tests.left import lines
 from trainer.errors import DataError
 from trainer.rl.ledger_records import Kept
 from trainer.rl.mailbox import MailboxClosedError
@@ -24,7 +24,7 @@ from trainer.rl.messages import (
     Updated,
 )
 from trainer.rl.payload import AnswerRecord, PromptRecord
-from trainer.run_folder import RunFolder, append_line
+from trainer.run_folder import RunFolder, append_line, read_lines
 
 STEP_S = 0.1
 
@@ -47,7 +47,14 @@ def refuse(spec: RolloutSpec, control: RolloutControl) -> None:
 
 
 def sample(spec: RolloutSpec, control: RolloutControl) -> None:
-    """Answers without a model: one answer of each prompt is right. Takes weights by their number,
+    """Answers without a model: one answer of each prompt is right."""
+    for message, version in prompts(spec, control):
+        time.sleep(STEP_S / 8)
+        control.post.outbox.put(answered(message, version, spec.job.rl.samples_per_prompt))
+
+
+def prompts(spec: RolloutSpec, control: RolloutControl) -> Iterator[tuple[Answer, int]]:
+    """Each with the version of the weights that answers it. Weights are taken by their number,
     which the ranks leave in the run folder."""
     version = 0
     while True:
@@ -60,8 +67,7 @@ def sample(spec: RolloutSpec, control: RolloutControl) -> None:
             version = newest
             control.post.outbox.put(Updated(version=version, paused_s=0.0, received_bytes=0))
         if isinstance(message, Answer):
-            time.sleep(STEP_S / 8)
-            control.post.outbox.put(answered(message, version, spec.job.rl.samples_per_prompt))
+            yield message, version
 
 
 def answered(message: Answer, version: int, samples: int) -> Answered:
@@ -116,7 +122,7 @@ def commit(
 def history(folder: RunFolder) -> dict[int, list[int]]:
     """Prompts of each version that counts: of steps trained again, the last time."""
     found: dict[int, list[int]] = {}
-    for record in lines(folder.root / "trained.jsonl"):
+    for record in read_lines(folder.root / "trained.jsonl"):
         found = {v: g for v, g in found.items() if v < record["version"]}
         found[record["version"]] = record["groups"]
     return found

@@ -10,18 +10,8 @@ from collections import deque
 from cluster.rank import RankControl, RankSpec
 from cluster.reading import Outcome
 from cluster.rl.rollout_worker import RolloutControl, RolloutSpec
-from tests.cluster.rl.payloads import answered, commit, history, newest_version
-from trainer.rl.mailbox import MailboxClosedError
-from trainer.rl.messages import (
-    Answer,
-    Join,
-    Publish,
-    Published,
-    Pulse,
-    TrainerReady,
-    TrainOn,
-    Updated,
-)
+from tests.cluster.rl.payloads import answered, commit, history, prompts
+from trainer.rl.messages import Publish, Published, Pulse, TrainerReady, TrainOn
 from trainer.run_folder import RunFolder
 
 PLACES = 4
@@ -43,21 +33,11 @@ TURN_STEPS = 13
 
 def sample_by_turns(spec: RolloutSpec, control: RolloutControl) -> None:
     """Answers without a model, and tells of each answer."""
-    version = 0
-    while True:
-        try:
-            message = control.post.inbox.take(0.01)
-        except MailboxClosedError:
-            return
-        newest = newest_version(spec.job.run.dir, spec.job.run.name)
-        if isinstance(message, Join) or newest > version:
-            version = newest
-            control.post.outbox.put(Updated(version=version, paused_s=0.0, received_bytes=0))
-        if isinstance(message, Answer):
-            time.sleep(PROMPT / PER_S)
-            pulse = Pulse(version=version, running=1, drawn_tokens=2, busy_s=PROMPT, idle_s=0.0)
-            done = answered(message, version, spec.job.rl.samples_per_prompt)
-            control.post.outbox.put(done, pulse)
+    for message, version in prompts(spec, control):
+        time.sleep(PROMPT / PER_S)
+        pulse = Pulse(version=version, running=1, drawn_tokens=2, busy_s=PROMPT, idle_s=0.0)
+        done = answered(message, version, spec.job.rl.samples_per_prompt)
+        control.post.outbox.put(done, pulse)
 
 
 def train_by_turns(spec: RankSpec, control: RankControl) -> Outcome:

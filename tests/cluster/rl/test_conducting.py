@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from tests.cluster.rl.driver import PROMPTS, STEPS, job, run
 from tests.cluster.rl.payloads import history
@@ -73,10 +74,11 @@ def test_more_losses_than_allowed_end_the_run_with_their_story(
 
 
 @pytest.mark.timeout(180)
-def test_a_killed_driver_goes_on_where_its_ledger_was(tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_where_its_ledger_was(local_cluster: None, tmp_path: Path) -> None:
     killed = job(tmp_path, "killed")
     folder = RunFolder.of(killed.run)
-    command = [sys.executable, "-m", "tests.cluster.rl.driver", str(tmp_path)]
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "tests.cluster.rl.driver", str(tmp_path), address]
     with (tmp_path / "driver.log").open("wb") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log)
         while len(history(folder)) < 8:

@@ -7,10 +7,10 @@ import pytest
 
 from tests.cluster.rl.driver import job, run
 from tests.cluster.rl.test_conducting import assert_each_prompt_once
-from tests.left import events, lines
+from tests.left import events
 from trainer.config import JobConfig
 from trainer.errors import ExitCode
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, read_lines
 
 STEPS = 60
 
@@ -35,7 +35,7 @@ def test_places_go_to_the_side_that_has_most_work_and_no_prompt_is_lost(
     folder = turn(turning, view, ranks=2)
     assert_each_prompt_once(folder, STEPS)
     # Not a single step is trained twice for it.
-    assert len(lines(folder.root / "trained.jsonl")) == STEPS
+    assert len(read_lines(folder.root / "trained.jsonl")) == STEPS
     splits = [
         (e["trainers_before"], e["workers_before"], e["trainers"], e["workers"])
         for e in events(turning, "resized")

@@ -10,12 +10,12 @@ import pytest
 
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job, train_on_ranks
-from tests.left import lines
 from tests.trainer.rl.partners import run_with_partner
 from trainer.config import OptimConfig, TrainConfig
 from trainer.errors import RecipeError
 from trainer.rl.config import RlConfig, RolloutConfig
 from trainer.rl.messages import Committed, Published, TrainerReady
+from trainer.run_folder import read_lines
 
 STEPS, SUPERVISED = 6, 2
 
@@ -66,7 +66,7 @@ def test_every_version_is_trained_once_published_and_told(one_rank):
 def test_rates_and_figures_are_those_of_each_phase(one_rank):
     folder, _, reports, seen = one_rank
     assert [report.lr == 2e-2 for report in reports] == [False] * SUPERVISED + [True] * 4
-    found = lines(folder / "runs" / "tiny" / "metrics.jsonl")
+    found = read_lines(folder / "runs" / "tiny" / "metrics.jsonl")
     assert "trust/kernel" not in found[SUPERVISED - 1]
     for line, reward in zip(found[SUPERVISED:], seen.rewards, strict=True):
         assert line["reward/mean"] == reward
