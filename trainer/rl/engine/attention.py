@@ -11,6 +11,7 @@ sequences, and the weights back into that of the blocks.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -39,45 +40,32 @@ class DecodeReads:
     def __init__(
         self, reads: Reads, kv_heads: int, group: int, block_tokens: int, device: torch.device
     ) -> None:
-        def moved(array: NDArray) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
         self.num_sequences, rows_each = reads.row_BQ.shape
         self.shape = (self.num_sequences, kv_heads, rows_each, group)
         """[B, K, Q, g]."""
-        self.row_of_place = moved(reads.row_BQ.ravel()) if rows_each > 1 else None
-        self.place_D = moved(reads.place_D)
-        self.blocks_N = None if reads.blocks_N is None else moved(reads.blocks_N)
+        self.row_of_place = _moved(reads.row_BQ.ravel(), device) if rows_each > 1 else None
+        self.place_D = _moved(reads.place_D, device)
         self.num_private, self.num_shared = len(reads.owner_N), len(reads.blocks_S)
-        self.blocks_S = moved(reads.blocks_S)
-        queries = kv_heads * rows_each * group
+        self.blocks_N = None if reads.blocks_N is None else _moved(reads.blocks_N, device)
+        self.blocks_S = _moved(reads.blocks_S, device)
+        queries, most_blocks = kv_heads * rows_each * group, reads.most_blocks
         self.num_queries = self.num_sequences * queries
-        query_X = torch.arange(queries, device=device)
-        query_R = moved(reads.owner_N)[:, None] * queries + query_X
-        nth_R = moved(reads.nth_N)[:, None].expand_as(query_R)
-        self.rows_of_kind = [query_R.numel()]
-        query_R, nth_R = query_R.flatten(), nth_R.flatten()
-        if self.num_shared:
-            query_SKGx = moved(reads.owner_SG)[:, None, :, None] * queries
-            query_SKGx = query_SKGx + query_X.view(kv_heads, 1, -1)
-            nth_SKGx = moved(reads.nth_SG)[:, None, :, None].expand_as(query_SKGx)
-            self.rows_of_kind.append(query_SKGx.numel())
-            query_R = torch.cat((query_R, query_SKGx.flatten()))
-            nth_R = torch.cat((nth_R, nth_SKGx.flatten()))
-        self.sum_R = query_R
-        """The query b X + x of each row, beyond the last for parts that belong to nobody."""
-        self.query_R = query_R.clamp(max=self.num_queries - 1)
-        places = self.num_queries * reads.most_blocks
-        place_R = query_R * reads.most_blocks + nth_R
-        row_of_place = torch.zeros(
-            places + queries * reads.most_blocks, dtype=torch.int64, device=device
+        rows = _rows_of_scores(reads, kv_heads, queries, device)
+        self.rows_of_kind = [query.numel() for query, _ in rows]
+        self.sum_R, nth_R = (
+            torch.cat([x.flatten() for x in kind]) for kind in zip(*rows, strict=True)
         )
+        """The query b X + x of each row, beyond the last for parts that belong to nobody."""
+        self.query_R = self.sum_R.clamp(max=self.num_queries - 1)
+        places = self.num_queries * most_blocks
+        place_R = self.sum_R * most_blocks + nth_R
+        row_of_place = place_R.new_zeros(places + queries * most_blocks)
         row_of_place[place_R] = torch.arange(len(place_R), device=device)
         self.row_BXL = row_of_place[:places]
         """The row of each query and block of its sequence, any where it has fewer blocks."""
         self.place_R = place_R.clamp_(max=places - 1)
-        self._position_BQ1 = moved(reads.position_BQ)[:, :, None]
-        self._keys = torch.arange(reads.most_blocks * block_tokens, device=device)
+        self._position_BQ1 = _moved(reads.position_BQ, device)[:, :, None]
+        self._keys = torch.arange(most_blocks * block_tokens, device=device)
         self._masks: dict[int | None, Tensor] = {}
 
     def mask(self, window: int | None) -> Tensor:
@@ -88,6 +76,26 @@ class DecodeReads:
                 visible &= self._keys > self._position_BQ1 - window
             self._masks[window] = torch.where(visible, 0.0, _MASKED)[:, None, :, None]
         return self._masks[window]
+
+
+def _rows_of_scores(
+    reads: Reads, kv_heads: int, queries: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Of private blocks [N, X] and, where there are any, of shared ones [S, K, G, Q g]: the query
+    b X + x, and which of its sequence's blocks it meets."""
+    query_X = torch.arange(queries, device=device)
+    query_NX = _moved(reads.owner_N, device)[:, None] * queries + query_X
+    found = [(query_NX, _moved(reads.nth_N, device)[:, None].expand_as(query_NX))]
+    if len(reads.blocks_S):
+        first_SKGx = _moved(reads.owner_SG, device)[:, None, :, None] * queries
+        query_SKGx = first_SKGx + query_X.view(kv_heads, 1, -1)
+        nth_SKGx = _moved(reads.nth_SG, device)[:, None, :, None].expand_as(query_SKGx)
+        found.append((query_SKGx, nth_SKGx))
+    return found
+
+
+def _moved(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 class PagedAttention:
