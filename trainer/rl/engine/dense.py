@@ -9,6 +9,7 @@ T tokens, D model width, H query heads, K key and value heads, N = H + K, d head
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from parallel.attention import AttentionFn
-from trainer.model.blocks import DecoderBlock
+from trainer.model.blocks import DecoderBlock, RmsNorm
 from trainer.model.packing import Packing
 from trainer.model.rope import Rotary
 from trainer.model.swiglu import SwiGlu
@@ -31,8 +32,8 @@ class Turns:
         self.sin_T12h = torch.stack((-rotary.sin_Th, rotary.sin_Th), dim=1)[:, None]
 
 
-RunBlock = Callable[[Tensor, Turns, AttentionFn], Tensor]
-"""The residual stream [T, D] after a block."""
+RunBlock = Callable[[Tensor, Turns, AttentionFn, Tensor | None], Tensor]
+"""The residual stream [T, D] after a block, or only those of its rows that are named."""
 
 
 def runner(block: DecoderBlock) -> RunBlock:
@@ -47,45 +48,90 @@ class _Module:
     def __init__(self, block: DecoderBlock) -> None:
         self._block = block
 
-    def __call__(self, x_TD: Tensor, turns: Turns, attend: AttentionFn) -> Tensor:
+    def __call__(
+        self, x_TD: Tensor, turns: Turns, attend: AttentionFn, rows: Tensor | None
+    ) -> Tensor:
         packing = Packing(document_ends=(x_TD.shape[0],), attend=attend)
-        return self._block(x_TD, turns.rotary, packing)[0]
+        x_TD = self._block(x_TD, turns.rotary, packing)[0]
+        return x_TD if rows is None else x_TD.index_select(0, rows)
 
 
 class _Dense:
     def __init__(self, block: DecoderBlock, mlp: SwiGlu) -> None:
-        self._block = block
-        self._mlp = mlp
-
-    def __call__(self, x_TD: Tensor, turns: Turns, attend: AttentionFn) -> Tensor:
-        block, mlp = self._block, self._mlp
         attention = block.self_attn
-        mixed_TX = self._mixed(block.input_layernorm(x_TD), turns, attend)
-        x_TD = torch.addmm(x_TD, mixed_TX, attention.o_proj.weight.t())
-        h_TD = block.post_attention_layernorm(x_TD)
-        inner_TF = F.silu(F.linear(h_TD, mlp.gate_proj.weight))
-        inner_TF = inner_TF.mul_(F.linear(h_TD, mlp.up_proj.weight))
-        return torch.addmm(x_TD, inner_TF, mlp.down_proj.weight.t())
+        self._attention = attention
+        self._before, self._between = (
+            Norm(block.input_layernorm),
+            Norm(block.post_attention_layernorm),
+        )
+        self._width, self._window = attention.head_dim, attention.window
+        self._qkv = [
+            (layer.weight, layer.bias)
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ]
+        self._ends = list(accumulate(weight.shape[0] for weight, _ in self._qkv))
+        self._out = attention.o_proj.weight
+        self._gate, self._up = mlp.gate_proj.weight, mlp.up_proj.weight
+        self._down = mlp.down_proj.weight
+
+    def __call__(
+        self, x_TD: Tensor, turns: Turns, attend: AttentionFn, rows: Tensor | None
+    ) -> Tensor:
+        mixed_TX = self._mixed(self._before(x_TD), turns, attend)
+        if rows is not None:
+            x_TD, mixed_TX = x_TD.index_select(0, rows), mixed_TX.index_select(0, rows)
+        x_TD = torch.addmm(x_TD, mixed_TX, self._out.t())
+        h_TD = self._between(x_TD)
+        inner_TF = F.silu(F.linear(h_TD, self._gate), inplace=True)
+        inner_TF.mul_(F.linear(h_TD, self._up))
+        return x_TD.addmm_(inner_TF, self._down.t())
 
     def _mixed(self, h_TD: Tensor, turns: Turns, attend: AttentionFn) -> Tensor:
-        attention = self._block.self_attn
-        width = attention.head_dim
-        q = F.linear(h_TD, attention.q_proj.weight, attention.q_proj.bias)
-        k = F.linear(h_TD, attention.k_proj.weight, attention.k_proj.bias)
-        v = F.linear(h_TD, attention.v_proj.weight, attention.v_proj.bias)
-        v_TKd = v.view(v.shape[0], -1, width)
+        width, (queries, keys, values) = self._width, self._ends
+        tokens = h_TD.shape[0]
+        qkv = h_TD.new_empty(tokens, values)
+        for (weight, bias), place in zip(
+            self._qkv, qkv.tensor_split(self._ends[:2], dim=1), strict=True
+        ):
+            # Each projection where it belongs: heads that turn together then lie together.
+            if bias is None:
+                torch.mm(h_TD, weight.t(), out=place)
+            else:
+                torch.addmm(bias, h_TD, weight.t(), out=place)
+        turning = qkv[:, :keys]
+        attention = self._attention
         if attention.q_norm is not None and attention.k_norm is not None:
-            q = attention.q_norm(q.unflatten(1, (-1, width))).flatten(1).to(v.dtype)
-            k = attention.k_norm(k.unflatten(1, (-1, width))).flatten(1).to(v.dtype)
-        halves_TN2h = torch.cat((q, k), dim=1).view(v.shape[0], -1, 2, width // 2).float()
+            q, k = (
+                qkv[:, :queries].unflatten(1, (-1, width)),
+                qkv[:, queries:keys].unflatten(1, (-1, width)),
+            )
+            turning = torch.cat((attention.q_norm(q), attention.k_norm(k)), dim=1).to(h_TD.dtype)
+        halves_TN2h = turning.view(tokens, -1, 2, width // 2).float()
         turned = torch.addcmul(halves_TN2h * turns.cos_T11h, halves_TN2h.flip(2), turns.sin_T12h)
-        turned_TNd = turned.view(v.shape[0], -1, width).to(v.dtype)
-        heads = q.shape[1] // width
+        turned_TNd = turned.view(tokens, -1, width).to(h_TD.dtype)
+        heads = queries // width
         out_THd = attend(
             turned_TNd[:, :heads],
             turned_TNd[:, heads:],
-            v_TKd,
-            document_ends=(v.shape[0],),
-            window=attention.window,
+            qkv[:, keys:].view(tokens, -1, width),
+            document_ends=(tokens,),
+            window=self._window,
         )
         return out_THd.flatten(1)
+
+
+class Norm:
+    """An `RmsNorm` in the fewest operations where no kernel does it in one."""
+
+    def __init__(self, norm: RmsNorm) -> None:
+        self._norm, self._weight = norm, norm.weight
+        assert norm.eps is not None
+        self._eps = torch.tensor(norm.eps, device=norm.weight.device)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """[T, D], in the dtype of `x_TD`."""
+        if x_TD.is_cuda or x_TD.dtype != torch.float32:
+            return self._norm(x_TD)
+        size_T1 = torch.linalg.vector_norm(x_TD, dim=1, keepdim=True)
+        scale_T1 = torch.addcmul(self._eps, size_T1, size_T1, value=1 / x_TD.shape[1]).rsqrt_()
+        return (x_TD * scale_T1).mul_(self._weight)

@@ -5,6 +5,7 @@ b tokens per block.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +17,7 @@ from trainer.model.decoder import Decoder
 from trainer.model.moe import Routing
 from trainer.model.rope import Rotary, rotary
 from trainer.rl.engine.attention import Chunk, DecodeReads, PagedAttention
-from trainer.rl.engine.dense import Turns, runner
+from trainer.rl.engine.dense import Norm, Turns, runner
 from trainer.rl.engine.kv import KvMemory
 from trainer.rl.engine.paging import plan_reads
 from trainer.rl.engine.scheduler import Work
@@ -31,7 +32,10 @@ class Forward:
         self._block_tokens = block_tokens
         self._device = next(model.parameters()).device
         self._kv_heads = model.architecture.num_kv_heads
+        self._group = model.architecture.num_heads // self._kv_heads
         self._blocks = [runner(block) for block in model.layers]
+        assert model.norm is not None
+        self._norm = Norm(model.norm)
         self._angles = Angles(model)
 
     def reach(self, tokens: int) -> None:
@@ -43,17 +47,17 @@ class Forward:
 
         Rows of a work follow one another. Works of one known token come first.
         """
-        tokens_T, positions_T, rows_SK = self._inputs(works)
+        tokens_T, positions_T, rows_TK = self._inputs(works)
         decode, chunks = self._reads(works)
         turns = Turns(self._angles.at(positions_T))
         x_TD = self._model.embedded(tokens_T)
-        for run_block, kv in zip(self._blocks, self._memory.layers, strict=True):
-            attend = PagedAttention(kv, rows_SK, decode, chunks)
-            x_TD = run_block(x_TD, turns, attend)
-        if len(rows_wanted) < x_TD.shape[0]:
-            x_TD = x_TD.index_select(0, self._moved(rows_wanted))
-        assert self._model.norm is not None
-        return self._model.vocabulary.logits(self._model.norm(x_TD), self._model.output_weight_VD)
+        layers = list(zip(self._blocks, self._memory.layers, strict=True))
+        # Of the other rows, the last block has to leave no more than keys and values.
+        wanted = None if len(rows_wanted) == x_TD.shape[0] else self._moved(rows_wanted)
+        for run_block, kv in layers:
+            attend = PagedAttention(kv, rows_TK, decode, chunks)
+            x_TD = run_block(x_TD, turns, attend, wanted if kv is layers[-1][1] else None)
+        return self._model.vocabulary.logits(self._norm(x_TD), self._model.output_weight_VD)
 
     def _inputs(self, works: Sequence[Work]) -> tuple[Tensor, Tensor, Tensor]:
         size, heads = self._block_tokens, self._kv_heads
@@ -74,8 +78,8 @@ class Forward:
             blocks += [sequence.blocks[place // size] for place in range(at, at + rows)]
         positions_T = np.array(positions)
         first_T = np.array(blocks) * (heads * size) + positions_T % size
-        rows_SK = first_T[:, None] + np.arange(heads) * size
-        return self._moved(np.array(tokens)), self._moved(positions_T), self._moved(rows_SK.ravel())
+        rows_TK = first_T[:, None] + np.arange(heads) * size
+        return self._moved(np.array(tokens)), self._moved(positions_T), self._moved(rows_TK)
 
     def _reads(self, works: Sequence[Work]) -> tuple[DecodeReads | None, list[Chunk]]:
         decodes = [work for work in works if work.rows == 1]
@@ -87,15 +91,22 @@ class Forward:
                 [work.sequence.stored for work in decodes],
                 self._block_tokens,
             )
-            decode = DecodeReads(reads, self._block_tokens, self._device)
-        begin = sum(work.total_rows for work in decodes)
-        chunks = []
-        for work in works[len(decodes) :]:
-            sequence = work.sequence
-            blocks = torch.tensor(sequence.blocks, device=self._device)
-            chunks.append(Chunk(begin, begin + work.rows, sequence.stored, blocks))
-            begin += work.rows
-        return decode, chunks
+            decode = DecodeReads(
+                reads, self._kv_heads, self._group, self._block_tokens, self._device
+            )
+        return decode, self._chunks(works[len(decodes) :], sum(w.total_rows for w in decodes))
+
+    def _chunks(self, works: Sequence[Work], begin: int) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for work in works:
+            start, end = work.sequence.stored, begin + work.rows
+            if not start and chunks and not chunks[-1].start:
+                chunks[-1] = replace(chunks[-1], ends=(*chunks[-1].ends, end))
+            else:
+                blocks = torch.tensor(work.sequence.blocks, device=self._device)
+                chunks.append(Chunk(begin, (end,), start, blocks))
+            begin = end
+        return chunks
 
     def _moved(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

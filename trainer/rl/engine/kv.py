@@ -1,6 +1,6 @@
 """Memory for keys and values, in blocks.
 
-N blocks, b tokens per block, S new tokens, K key and value heads, d head width.
+N blocks, b tokens per block, T new tokens, K key and value heads, d head width.
 """
 
 import torch
@@ -18,11 +18,10 @@ class KvBlocks:
         self._k_rows = k_NKbd.view(-1, k_NKbd.shape[3])
         self._v_rows = v_NKbd.view(-1, v_NKbd.shape[3])
 
-    def write(self, k_SKd: Tensor, v_SKd: Tensor, rows_SK: Tensor) -> None:
-        """Store new tokens; `rows_SK`, flattened, counts rows of d over blocks, heads, tokens."""
-        width = k_SKd.shape[2]
-        self._k_rows.index_copy_(0, rows_SK, k_SKd.reshape(-1, width))
-        self._v_rows.index_copy_(0, rows_SK, v_SKd.reshape(-1, width))
+    def write(self, k_TKd: Tensor, v_TKd: Tensor, rows_TK: Tensor) -> None:
+        """Store new tokens; `rows_TK` counts rows of d over blocks, heads, tokens."""
+        self._k_rows.index_put_((rows_TK,), k_TKd)
+        self._v_rows.index_put_((rows_TK,), v_TKd)
 
     def of(self, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Copies of the first `length` tokens held by `blocks`: [length, K, d] each."""

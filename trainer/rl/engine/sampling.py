@@ -1,6 +1,6 @@
 """Draw one token per row, and say how likely it was.
 
-R rows, V vocabulary, J tokens that top-k and top-p may leave, b tokens summed together.
+R rows, V vocabulary, J tokens that top-k and top-p may leave, n runs of b tokens.
 
 Guarantees, each asserted in tests/trainer/rl/engine/test_sampling.py:
 - a row's token depends on its logits, settings and uniform number alone;
@@ -74,26 +74,25 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, settings: RowSettings) -> Draws:
     scaled_RV, greedy_R = _scaled(logits_RV, settings.temperature_R)
     top_R1 = scaled_RV.amax(dim=1, keepdim=True)
     weights_RV = (scaled_RV - top_R1).exp_()
-    sums_Rn = _summed(weights_RV)
+    runs_Rnb = _runs(weights_RV)
+    sums_Rn = runs_Rnb.sum(dim=2, dtype=torch.float64)
     total_R = sums_Rn.sum(dim=1)
-    token_R = _inverse(weights_RV, sums_Rn, uniform_R)
-    mass_R = torch.ones_like(total_R)
+    token_R = _inverse(runs_Rnb, sums_Rn, uniform_R)
+    log_mass_R = torch.zeros_like(total_R)
     kept_ids: dict[int, Tensor] = {}
     if settings.truncated:
-        kept_ids = _truncate(weights_RV, total_R, uniform_R, settings, token_R, mass_R)
+        kept_ids = _truncate(weights_RV, total_R, uniform_R, settings, token_R, log_mass_R)
     if greedy_R is not None:
         token_R = torch.where(greedy_R, logits_RV.argmax(dim=1), token_R)
     scaled_R = scaled_RV.gather(1, token_R.unsqueeze(1)).squeeze(1)
     full_R = scaled_R - top_R1.squeeze(1) - total_R.log()
-    drawn_R, model_R = full_R - mass_R.log(), full_R
+    drawn_R, model_R = full_R - log_mass_R, full_R
     if settings.temperature_R is not None:
         raw_R = logits_RV.gather(1, token_R.unsqueeze(1)).squeeze(1)
         model_R = raw_R - logits_RV.logsumexp(dim=1)
     if greedy_R is not None:
         drawn_R = drawn_R.masked_fill(greedy_R, 0.0)
-    host = torch.stack(
-        (token_R.double(), drawn_R.double(), model_R.double(), mass_R.log().double())
-    )
+    host = torch.stack((token_R.double(), drawn_R.double(), model_R.double(), log_mass_R))
     tokens, logprobs, model_logprobs, log_mass = host.tolist()
     return Draws(
         tokens=[int(token) for token in tokens],
@@ -111,22 +110,22 @@ def _scaled(logits_RV: Tensor, temperature_R: Tensor | None) -> tuple[Tensor, Te
     return logits_RV / temperature_R.masked_fill(greedy_R, 1.0).unsqueeze(1), greedy_R
 
 
-def _summed(weights_RV: Tensor) -> Tensor:
-    """Sums of runs of tokens: two short searches instead of one over the whole vocabulary."""
+def _runs(weights_RV: Tensor) -> Tensor:
+    """[R, n, b]: runs of tokens, the last filled up with weights of zero. Two short searches, for
+    the run and within it, take the place of one over the whole vocabulary."""
     missing = -weights_RV.shape[1] % _SUMMED
     padded = F.pad(weights_RV, (0, missing)) if missing else weights_RV
-    return padded.unflatten(1, (-1, _SUMMED)).sum(dim=2, dtype=torch.float64)
+    return padded.unflatten(1, (-1, _SUMMED))
 
 
-def _inverse(weights_RV: Tensor, sums_Rn: Tensor, uniform_R: Tensor) -> Tensor:
+def _inverse(runs_Rnb: Tensor, sums_Rn: Tensor, uniform_R: Tensor) -> Tensor:
     """The token at which the running sum of the weights passes the uniform share of their total."""
     ends_Rn = sums_Rn.cumsum(dim=1)
-    wanted_R1 = (uniform_R * ends_Rn[:, -1]).unsqueeze(1)
+    wanted_R1 = uniform_R.unsqueeze(1) * ends_Rn[:, -1:]
     run_R1 = _first_beyond(ends_Rn, wanted_R1)
     begin_R1 = ends_Rn.gather(1, run_R1) - sums_Rn.gather(1, run_R1)
-    places_Rb = run_R1 * _SUMMED + torch.arange(_SUMMED, device=run_R1.device)
-    inside_Rb = weights_RV.gather(1, places_Rb.clamp(max=weights_RV.shape[1] - 1)).double()
-    inside_Rb = inside_Rb.masked_fill_(places_Rb >= weights_RV.shape[1], 0.0).cumsum(dim=1)
+    run_R1b = run_R1.unsqueeze(2).expand(-1, -1, _SUMMED)
+    inside_Rb = runs_Rnb.gather(1, run_R1b).squeeze(1).cumsum(dim=1, dtype=torch.float64)
     return (run_R1 * _SUMMED + _first_beyond(inside_Rb, wanted_R1 - begin_R1)).squeeze(1)
 
 
@@ -144,9 +143,9 @@ def _truncate(
     uniform_R: Tensor,
     settings: RowSettings,
     token_R: Tensor,
-    mass_R: Tensor,
+    log_mass_R: Tensor,
 ) -> dict[int, Tensor]:
-    """Draw the truncated rows again, from what is kept; writes their tokens and kept shares."""
+    """Draw the truncated rows again, from what is kept; writes their tokens and log shares."""
     rows = torch.tensor(settings.truncated, device=weights_RV.device)
     top_k = torch.tensor(settings.top_k, device=rows.device).unsqueeze(1)
     top_p = torch.tensor(settings.top_p, dtype=torch.float64, device=rows.device).unsqueeze(1)
@@ -175,5 +174,5 @@ def _truncate(
         share_rJ.cumsum(dim=1), uniform_R[rows].unsqueeze(1) * share_rJ.sum(dim=1, keepdim=True)
     )
     token_R[rows] = ids_rJ.gather(1, drawn_r1).squeeze(1)
-    mass_R[rows] = share_rJ.sum(dim=1) / total_r1.squeeze(1)
+    log_mass_R[rows] = (share_rJ.sum(dim=1) / total_r1.squeeze(1)).log()
     return {row: ids_rJ[i][kept_rJ[i]] for i, row in enumerate(settings.truncated)}

@@ -32,8 +32,9 @@ KINDS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [None, torch.tensor([2, 3, 10])])
 @torch.no_grad()
-def test_a_block_gives_what_its_modules_give(kind, dtype):
+def test_a_block_gives_what_its_modules_give(kind, dtype, rows):
     model = Decoder(KINDS[kind])
     init_weights(model, 2)
     model = model.to(dtype)
@@ -44,7 +45,9 @@ def test_a_block_gives_what_its_modules_give(kind, dtype):
     x_TD = torch.randn(11, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     angles = rotary(KINDS[kind], torch.arange(11), (11,))
     expected, _ = block(x_TD, angles, Packing(document_ends=(11,)))
-    found = runner(block)(x_TD, Turns(angles), packed_attention)
+    if rows is not None:
+        expected = expected[rows]
+    found = runner(block)(x_TD, Turns(angles), packed_attention, rows)
     bound = 1e-5 if dtype == torch.float32 else 0.03
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
