@@ -27,6 +27,7 @@ PURE = (
     "offload/schedule.py",
     "trainer/islands/lag.py",
     "trainer/islands/reunion.py",
+    "trainer/islands/rules.py",
     "trainer/islands/share.py",
     "trainer/keeping/newest.py",
     "trainer/keeping/partners.py",

@@ -11,8 +11,9 @@ import torch
 from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig, RankEnvironment
 from parallel.config import ParallelConfig
-from tests.jobs import start_until_step, tiny_job, train_on_ranks
+from tests.jobs import start_ranks, start_until_step, tiny_job, train_on_ranks
 from tests.left import events, lines, losses, metrics
+from tests.processes import collect
 from tests.ranks import run_on_ranks
 from trainer.build import build
 from trainer.config import JobConfig, OptimConfig, RunConfig, SchedConfig, TrainConfig
@@ -62,6 +63,16 @@ def test_exchanging_after_every_step_at_once_and_in_full_is_data_parallelism(tmp
     assert wanted[-1] < wanted[0] - 0.1
     assert losses(islands) == pytest.approx(wanted, rel=1e-5)
     assert [r.tokens for r in reports] == [r["tokens"] for r in metrics(whole)]
+
+    # So are islands of unequal shares, of which the smaller has fewer rounds.
+    unequal = replace(islands.comms.island, shares=(2, 1))
+    shared = _named(replace(islands, comms=CommsConfig(island=unequal)), "shared")
+    found = collect(*start_ranks(shared, 2))
+    assert losses(shared) == pytest.approx(wanted, rel=1e-5)
+    for rounds, sequences, (_, reports) in zip((3, 2), (5, 3), found, strict=True):
+        for report in reports:
+            dealt = [len(r.sequences_of(0)) for r in report.plan.rounds]
+            assert (len(dealt), sum(dealt)) == (rounds, sequences)
 
 
 @pytest.mark.timeout(240)

@@ -59,7 +59,10 @@ def test_what_replicas_have_not_sent_outlives_them(tmp_path, method):
 @pytest.mark.timeout(240)
 def test_islands_that_are_killed_go_on_from_their_own_steps(tmp_path):
     config = tiny_job(
-        tmp_path, train=TRAIN, parallel=ParallelConfig(island=2), comms=CommsConfig(island=ISLAND)
+        tmp_path,
+        train=TRAIN,
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=replace(ISLAND, shares=(1, 3))),
     )
     train_on_ranks(_whole(config), 2)
     reported = [train_until_killed(config, 2, step=step) for step in (2, 6, 11, 15)]
@@ -163,11 +166,12 @@ def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
         tmp_path,
         train=replace(TRAIN, steps=20),
         parallel=ParallelConfig(island=2),
-        comms=CommsConfig(island=replace(ISLAND, wire="fp32")),
+        comms=CommsConfig(island=replace(ISLAND, wire="fp32", shares=(1, 3))),
     )
     _, before = run_on_ranks(2, _go_on, 2, config, (), 7)
     # The other one goes on from where it was, while its own exchange is under way.
-    fewer = replace(config, parallel=ParallelConfig(island=1))
+    one = CommsConfig(island=config.comms.island.only((1,)))
+    fewer = replace(config, parallel=ParallelConfig(island=1), comms=one)
     (alone,) = run_on_ranks(1, _go_on, 1, fewer, (1,), 11)
     assert alone["from"] == 7
     assert _equal(alone["weights"], before["left"])

@@ -43,6 +43,9 @@ class Islands:
     members: tuple[int, ...]
     """The numbers of these, of all that the run began with."""
 
+    weights: tuple[float, ...]
+    """Of these: what part of every batch each has, and of the mean of outer gradients."""
+
     outer: StreamingDiloco
     schedule: OuterSchedule
     fragments: Sequence[Mapping[str, Parameter]]
@@ -138,6 +141,7 @@ class Islands:
         return {
             "schedule": schedule_record(self.schedule),
             "members": list(self.members),
+            "weights": list(self.weights),
             "counts": list(self.outer.counts),
             "flight": None if sent is None else sent[0],
             "finite": list(self.outer.last_finite),
