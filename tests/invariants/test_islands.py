@@ -11,6 +11,7 @@ import torch
 from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig, RankEnvironment
 from parallel.config import ParallelConfig
+from tests.built import built, take_steps
 from tests.jobs import start_ranks, start_until_step, tiny_job, train_on_ranks
 from tests.left import events, lines, losses, metrics
 from tests.processes import collect
@@ -162,6 +163,26 @@ def test_a_step_that_is_not_finite_is_skipped_on_its_own_island_alone(tmp_path):
     skipped = [r["skipped"] for r in metrics(config)]
     assert skipped == [False, True, False, False, False, False]
     assert [(e["island"], e["step"]) for e in events(config, "numeric_fault")] == [(1, 2)]
+
+
+def _uneven(rank: int, config: JobConfig) -> None:
+    with built(config, rank, 2) as (job, _):
+        assert job.islands is not None
+        for _ in range(config.train.steps):
+            take_steps(job, 1)
+            # As if the second island had taken twice as long.
+            job.islands.busy_s = 1.0 + rank
+        publish_rest(job)
+
+
+@pytest.mark.timeout(120)
+def test_shares_that_would_be_faster_are_told(tmp_path):
+    train = TrainConfig(steps=26, global_batch_tokens=8 * 48, max_tokens_per_device=96)
+    config = _streaming(tmp_path, train=train)
+    run_on_ranks(2, _uneven, config)
+    (event,) = events(config, "islands_uneven")
+    assert (event["step_s"], event["shares"]) == ([1.0, 2.0], [2.0, 1.0])
+    assert event["advice"].startswith("with comms.island.shares=[2.0, 1.0] steps would be 1.33 ")
 
 
 @pytest.mark.timeout(120)

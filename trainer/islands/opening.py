@@ -19,6 +19,8 @@ from trainer.errors import RecipeError
 from trainer.islands.exchange import Islands
 from trainer.islands.groups import make_island_groups
 from trainer.islands.news import Newswire
+from trainer.islands.pace import Pace
+from trainer.planner.batch import batch_of
 
 _BLOCK = re.compile(r"layers\.\d+(?=\.)")
 _PROBE_BYTES = 1 << 18
@@ -74,6 +76,7 @@ def open_islands(
         index=index,
         members=members,
         weights=weights,
+        pace=Pace(weights, batch_of(config, environment.world_size).sequences_per_step),
         outer=outer,
         schedule=schedule,
         fragments=fragments,
