@@ -26,6 +26,7 @@ PURE = (
     "parallel/sequence/volume.py",
     "offload/schedule.py",
     "trainer/islands/lag.py",
+    "trainer/islands/pace.py",
     "trainer/islands/reunion.py",
     "trainer/islands/rules.py",
     "trainer/islands/share.py",

@@ -196,7 +196,7 @@ class Islands:
                 continue
             with self._reachable(report.step):
                 news = self.wire.hear(report.step)
-            self.advice = self.pace.hear(news) or self.advice
+            self.advice = self.pace.hear([row.busy_s for row in news]) or self.advice
             found.append(of_all(report, news))
         return found
 

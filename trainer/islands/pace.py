@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from trainer.islands.news import News
 from trainer.islands.share import dealt
 
 WINDOW_STEPS = 20
@@ -44,12 +43,12 @@ class Pace:
         self._steps = 0
         self._advised = False
 
-    def hear(self, rows: Sequence[News]) -> Advice | None:
-        """What all islands told of a step; advice where there is any to give."""
+    def hear(self, busy_s: Sequence[float]) -> Advice | None:
+        """What a step took each island, without waiting for others; advice where there is any."""
         self._steps += 1
         if self._advised or self._steps <= _WARM_UP_STEPS:
             return None
-        self._heard_s.append(tuple(row.busy_s for row in rows))
+        self._heard_s.append(tuple(busy_s))
         if len(self._heard_s) < WINDOW_STEPS:
             return None
         # The median: a checkpoint now and then says nothing of an island's speed.

@@ -2,23 +2,14 @@
 
 import pytest
 
-from trainer.islands.news import News
 from trainer.islands.pace import WINDOW_STEPS, WORTH_IT, Pace, advise
 from trainer.islands.share import dealt
 
 EVEN = (1.0, 1.0)
 
 
-def _news(step: int, busy_s: float) -> News:
-    told = dict.fromkeys(
-        ("loss_sum", "aux_sum", "targets", "grad_norm", "skipped", "stop", "save"), 0.0
-    )
-    return News(step=step, busy_s=busy_s, **told)
-
-
 def _advised(pace: Pace, steps_s: list[tuple[float, float]]) -> list:
-    found = [pace.hear([_news(n, s) for s in pair]) for n, pair in enumerate(steps_s)]
-    return [advice for advice in found if advice is not None]
+    return [advice for busy_s in steps_s if (advice := pace.hear(busy_s)) is not None]
 
 
 @pytest.mark.parametrize("sequences", [2, 3, 8, 64])
