@@ -89,7 +89,7 @@ class Generations:
         )
         self._sharing = Sharing(self.crew, self._staffing, self.beside, self.means.starting_s)
         self._replicas = open_replicas(self.run, share=self.means.replica_share)
-        self._islands = GoingIslands(self.run.job.parallel.island)
+        self._islands = GoingIslands(self.run.job)
         self._losses = Losses(
             crew=self.crew,
             staffing=self._staffing,
@@ -232,7 +232,7 @@ class Generations:
         going = self._islands.settle(
             before, lost, self.crew.ready, job=job, ranks=ranks, host_lost=self._staffing.is_lost
         )
-        return self._next(going, before, ranks), job
+        return self._next(going, before, ranks), self._islands.shared_out(job)
 
     def _step(self, record: dict[str, Any]) -> None:
         self._rest_s = float(record["eta_s"])

@@ -1,7 +1,7 @@
 """Which islands of a run go on, and on which processes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.recovery.roster import Member, Roster
 from cluster.recovery.shrink import islands_left
@@ -12,7 +12,7 @@ from trainer.config import JobConfig
 class GoingIslands:
     """Of one run, from one set of ranks to the next."""
 
-    count: int
+    job: JobConfig
     """That the run began with."""
 
     numbers: tuple[int, ...] = ()
@@ -30,15 +30,16 @@ class GoingIslands:
     ) -> Sequence[Member]:
         """Choose those that go on in `job`; the processes, of `ready`, that may have its `ranks`:
         rather theirs. `lost` are processes that were replaced, if that was possible."""
-        if job.parallel.island == self.count:
+        count = self.job.parallel.island
+        if job.parallel.island == count:
             self.numbers = ()
             return ready
-        islands = self.numbers or tuple(range(self.count))
+        islands = self.numbers or tuple(range(count))
         size = len(before.members) // len(islands)
         had = {m.number: islands[rank // size] for rank, m in enumerate(before.members)}
         broken = [(had[m.number], m.node_id) for m in lost if m.number in had]
         self.numbers = islands_left(
-            self.count,
+            count,
             islands,
             without_host={number for number, node_id in broken if host_lost(node_id)},
             broken={number for number, _ in broken},
@@ -46,3 +47,10 @@ class GoingIslands:
         )
         going = [m for m in ready if had.get(m.number, -1) in (-1, *self.numbers)]
         return going if len(going) >= ranks else ready
+
+    def shared_out(self, job: JobConfig) -> JobConfig:
+        """`job`, in which those that go on keep their shares of the batch."""
+        if not self.numbers:
+            return job
+        island = self.job.comms.island.only(self.numbers)
+        return replace(job, comms=replace(job.comms, island=island))

@@ -1,7 +1,8 @@
 """Who a process is among the ranks, and what a recipe says of their communication. Pure data:
 neither torch nor ray."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from comms.compression.config import ReplicaConfig
@@ -9,6 +10,9 @@ from comms.outer.config import DilocoConfig, OuterWire
 from comms.outer.schedule import OuterSchedule, most_fragments
 
 IslandMethod = Literal["streaming_diloco", "diloco", "local_sgd"]
+
+_MOST_APART = 1000
+"""Times one island's share of a batch may be another's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class IslandConfig:
     wire: OuterWire = "e3m0"
     """streaming_diloco: numbers that outer gradients travel in, of 4, 8 or 32 bits."""
 
+    shares: Literal["equal"] | tuple[float, ...] = "equal"
+    """What part of every batch each island trains on, relative to the others, such as `[2, 1]`
+    where the first is twice as fast: then steps of all take equally long."""
+
     def __post_init__(self) -> None:
         if self.method not in get_args(IslandMethod):
             raise ValueError(
@@ -53,10 +61,25 @@ class IslandConfig:
             raise ValueError(
                 f"comms.island.fragments={self.fragments} must be a positive integer or auto"
             )
+        self._shares_rule()
         try:
             self.schedule(blocks=1)
         except ValueError as error:
             raise ValueError(f"comms.island.{error}") from None
+
+    def _shares_rule(self) -> None:
+        if self.shares == "equal":
+            return
+        if not self.shares or any(not 0 < share < float("inf") for share in self.shares):
+            raise ValueError(
+                f"comms.island.shares={list(self.shares)} must be positive numbers, one for each "
+                "island, such as [2, 1]; or equal"
+            )
+        if max(self.shares) > _MOST_APART * min(self.shares):
+            raise ValueError(
+                f"comms.island.shares={list(self.shares)} differ by more than {_MOST_APART:,} times"
+                "; an island with so little to do is better left out (parallel.island)"
+            )
 
     def diloco(self) -> DilocoConfig:
         """What the method comes to; reads the keys that matter to it, and no others."""
@@ -86,6 +109,18 @@ class IslandConfig:
             outer_momentum=0.0,
             wire="fp32",
         )
+
+    def weights(self, islands: int) -> tuple[float, ...]:
+        """The shares of so many islands over the smallest; of equal ones 1, exactly."""
+        if self.shares == "equal":
+            return (1.0,) * islands
+        return tuple(share / min(self.shares) for share in self.shares)
+
+    def only(self, islands: Iterable[int]) -> "IslandConfig":
+        """The same for some of the islands, by their numbers; for none of them, equal shares."""
+        if self.shares == "equal":
+            return self
+        return replace(self, shares=tuple(self.shares[n] for n in islands) or "equal")
 
     def schedule(self, *, blocks: int) -> OuterSchedule:
         """When parts travel, of a model of which every rank has at least `blocks` blocks.

@@ -9,6 +9,7 @@ from parallel.config import ParallelConfig
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.combinations import activation_problem, optimizer_problem
 from trainer.data.config import DataConfig
+from trainer.islands.rules import problem_of as islands_problem
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.rules import problem_of as keeping_problem
 from trainer.model.config import ModelConfig
@@ -253,15 +254,16 @@ class JobConfig:
             )
 
     def _island_rule(self) -> None:
-        islands, by_count = self.parallel.island, self.train.global_batch_sequences
-        sequences = by_count or self.train.global_batch_tokens // self.data.seq_len
-        if sequences < islands:
-            unit = 1 if by_count else self.data.seq_len
-            key = "train.global_batch_sequences" if by_count else "train.global_batch_tokens"
-            raise ValueError(
-                f"{key} makes {sequences} sequences a step, which is not one for each of "
-                f"parallel.island={islands}; choose {key}={islands * unit} or more"
+        by_count = self.train.global_batch_sequences
+        self._refuse(
+            islands_problem(
+                self.comms.island,
+                islands=self.parallel.island,
+                sequences=by_count or self.train.global_batch_tokens // self.data.seq_len,
+                unit=1 if by_count else self.data.seq_len,
+                key="train.global_batch_sequences" if by_count else "train.global_batch_tokens",
             )
+        )
 
     def _fault_rule(self) -> None:
         self._refuse(

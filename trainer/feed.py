@@ -50,8 +50,9 @@ class StepWork:
     """Target tokens of this island's part of the step."""
 
     divisor: float
-    """What losses are divided by: the target tokens of the whole step, over the number of islands.
-    The mean of the islands' gradients is then that of all tokens, whatever each island has."""
+    """What losses are divided by: the island's share of the target tokens of the whole step. The
+    mean of the islands' gradients, by their shares, is then that of all tokens, whatever each
+    island has."""
 
     figures: StepFigures = field(default_factory=StepFigures)
     """What is reported beside the loss."""

@@ -38,11 +38,13 @@ class Restored:
     """What of each batch this rank's island takes, where that was different before."""
 
 
-def share_of(layout: Layout, rank: int, restored: Restored | None) -> BatchShare:
-    """What of each batch this rank's island takes."""
+def share_of(
+    layout: Layout, rank: int, weights: tuple[float, ...], restored: Restored | None
+) -> BatchShare:
+    """What of each batch this rank's island takes, of islands of these weights."""
     if restored is not None and restored.share is not None:
         return restored.share
-    return BatchShare(Part(layout.island_of(rank), layout.island))
+    return BatchShare(Part(layout.island_of(rank), weights))
 
 
 def newest_on_disk(

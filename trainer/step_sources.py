@@ -62,13 +62,14 @@ def open_feed(
         sequences_per_step=arithmetic.sequences_per_step,
     )
     layout = assembly.layout
+    weights = config.comms.island.weights(layout.island) if layout.island > 1 else (1.0,)
     group = own_group(layout.islands(), backend="gloo")
     assert group is not None
     return StepFeed(
         stream,
         planner,
         data_rank=layout.data_rank(environment.rank),
-        share=share_of(layout, environment.rank, state.restored),
+        share=share_of(layout, environment.rank, weights, state.restored),
         group=group,
         steps=state.numeric.steps_left(supervised_steps(config)),
     )

@@ -24,11 +24,11 @@ def largest_job(
     islands = job.parallel.island
     if islands > 1 and island_ranks:
         for count in range(min(islands, at_most // island_ranks), 0, -1):
-            fewer = replace(job, parallel=replace(job.parallel, island=count))
+            fewer = _of_islands(job, count)
             ranks = count * island_ranks
             if ranks >= at_least and _possible(fewer, ranks):
                 return fewer, ranks
-        job = replace(job, parallel=replace(job.parallel, island=1))
+        job = _of_islands(job, 1)
     for ranks in range(at_most, at_least - 1, -1):
         for candidate in _variants(job):
             if _possible(candidate, ranks):
@@ -52,6 +52,15 @@ def islands_left(
         return number not in before or number in without_host, number in broken
 
     return tuple(sorted(sorted(range(total), key=loss)[:count]))
+
+
+def _of_islands(job: JobConfig, count: int) -> JobConfig:
+    """With so many islands. Fewer have equal shares until it is settled which they are."""
+    if count == job.parallel.island:
+        return job
+    island = job.comms.island.only(())
+    comms = replace(job.comms, island=island)
+    return replace(job, parallel=replace(job.parallel, island=count), comms=comms)
 
 
 def _variants(job: JobConfig) -> Iterator[JobConfig]:

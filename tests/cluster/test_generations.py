@@ -77,7 +77,7 @@ def test_killed_ranks_are_replaced_and_nothing_is_lost(
 def test_islands_go_on_without_one_that_is_lost(
     local_cluster: None, tmp_path: Path, view: Any
 ) -> None:
-    island = IslandConfig(every=4, overlap_steps=1, fragments=2)
+    island = IslandConfig(every=4, overlap_steps=1, fragments=2, shares=(2, 1))
     config = replace(
         job(tmp_path, "islands"),
         parallel=ParallelConfig(island=2),

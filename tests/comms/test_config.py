@@ -23,6 +23,15 @@ def test_fragments_are_found_where_they_are_not_given():
     assert IslandConfig(method="diloco").schedule(blocks=12).fragments == 1
 
 
+def test_weights_are_shares_over_the_smallest():
+    assert IslandConfig().weights(3) == (1.0, 1.0, 1.0)
+    assert IslandConfig(shares=(0.1, 0.1, 0.1)).weights(3) == (1.0, 1.0, 1.0)
+    shared = IslandConfig(shares=(6, 3, 4))
+    assert shared.weights(3) == (2.0, 1.0, 4 / 3)
+    assert shared.only((0, 2)).weights(2) == (1.5, 1.0)
+    assert shared.only(()) == IslandConfig().only((0, 2)) == IslandConfig()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -35,6 +44,14 @@ def test_fragments_are_found_where_they_are_not_given():
         ({"fragments": 0}, "comms.island.fragments=0 must be a positive integer or auto"),
         ({"mixing": 1.0}, r"comms.island.mixing=1.0 must be in \[0, 1\)"),
         ({"outer_lr": 0.0}, "comms.island.outer_lr=0.0 must be above 0"),
+        (
+            {"shares": ()},
+            r"comms.island.shares=\[\] must be positive .* such as \[2, 1\]; or equal",
+        ),
+        ({"shares": (2, 0)}, r"comms.island.shares=\[2, 0\] must be positive numbers"),
+        ({"shares": (2, -1)}, r"comms.island.shares=\[2, -1\] must be positive numbers"),
+        ({"shares": (1, float("inf"))}, r"comms.island.shares=\[1, inf\] must be positive"),
+        ({"shares": (1, 2000)}, r"\[1, 2000\] differ by more than 1,000 times; .*parallel.island"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_key(options, message):

@@ -11,8 +11,10 @@ import torch
 from comms.compression.config import ReplicaConfig
 from comms.config import CommsConfig, IslandConfig, RankEnvironment
 from parallel.config import ParallelConfig
-from tests.jobs import start_until_step, tiny_job, train_on_ranks
+from tests.built import built, take_steps
+from tests.jobs import start_ranks, start_until_step, tiny_job, train_on_ranks
 from tests.left import events, losses, metrics
+from tests.processes import collect
 from tests.ranks import run_on_ranks
 from trainer.build import build
 from trainer.config import JobConfig, OptimConfig, RunConfig, SchedConfig, TrainConfig
@@ -62,6 +64,16 @@ def test_exchanging_after_every_step_at_once_and_in_full_is_data_parallelism(tmp
     assert wanted[-1] < wanted[0] - 0.1
     assert losses(islands) == pytest.approx(wanted, rel=1e-5)
     assert [r.tokens for r in reports] == [r["tokens"] for r in metrics(whole)]
+
+    # So are islands of unequal shares, of which the smaller has fewer rounds.
+    unequal = replace(islands.comms.island, shares=(2, 1))
+    shared = _named(replace(islands, comms=CommsConfig(island=unequal)), "shared")
+    found = collect(*start_ranks(shared, 2))
+    assert losses(shared) == pytest.approx(wanted, rel=1e-5)
+    for rounds, sequences, (_, reports) in zip((3, 2), (5, 3), found, strict=True):
+        for report in reports:
+            dealt = [len(r.sequences_of(0)) for r in report.plan.rounds]
+            assert (len(dealt), sum(dealt)) == (rounds, sequences)
 
 
 @pytest.mark.timeout(240)
@@ -151,6 +163,26 @@ def test_a_step_that_is_not_finite_is_skipped_on_its_own_island_alone(tmp_path):
     skipped = [r["skipped"] for r in metrics(config)]
     assert skipped == [False, True, False, False, False, False]
     assert [(e["island"], e["step"]) for e in events(config, "numeric_fault")] == [(1, 2)]
+
+
+def _uneven(rank: int, config: JobConfig) -> None:
+    with built(config, rank, 2) as (job, _):
+        assert job.islands is not None
+        for _ in range(config.train.steps):
+            take_steps(job, 1)
+            # As if the second island had taken twice as long.
+            job.islands.busy_s = 1.0 + rank
+        publish_rest(job)
+
+
+@pytest.mark.timeout(120)
+def test_shares_that_would_be_faster_are_told(tmp_path):
+    train = TrainConfig(steps=26, global_batch_tokens=8 * 48, max_tokens_per_device=96)
+    config = _streaming(tmp_path, train=train)
+    run_on_ranks(2, _uneven, config)
+    (event,) = events(config, "islands_uneven")
+    assert (event["step_s"], event["shares"]) == ([1.0, 2.0], [2.0, 1.0])
+    assert event["advice"].startswith("with comms.island.shares=[2.0, 1.0] steps would be 1.33 ")
 
 
 @pytest.mark.timeout(120)

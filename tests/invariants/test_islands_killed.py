@@ -21,7 +21,7 @@ from trainer.job import Job
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.folder import install_share, list_shares, read_share
 from trainer.keeping.hold import Hold, write_hold
-from trainer.loop import train
+from trainer.loop import publish_rest, train
 from trainer.run_folder import RunFolder
 from trainer.snapshot_opening import folder_of
 
@@ -68,7 +68,7 @@ def test_what_replicas_have_not_sent_outlives_them(tmp_path, method):
 
 @pytest.mark.timeout(240)
 def test_islands_that_are_killed_go_on_from_their_own_steps(tmp_path):
-    config = _two_islands(tmp_path)
+    config = _two_islands(tmp_path, shares=(1, 3))
     train_on_ranks(_whole(config), 2)
     reported = [train_until_killed(config, 2, step=step) for step in (2, 6, 11, 15)]
     outcome, _ = train_on_ranks(config, 2)
@@ -130,6 +130,37 @@ def test_an_island_behind_hears_what_came_of_an_exchange(tmp_path, overlap_steps
     assert losses(config) == losses(_whole(config))
 
 
+def _shared_anew(rank: int, config: JobConfig, anew: JobConfig) -> dict[int, int]:
+    """Sequences of this island by step, where shares change after step 6, which one
+    island has to do again."""
+    found = {}
+    for job_config, stop in ((config, 6), (anew, 8)):
+        with built(job_config, rank, 2, sinks=True) as (job, reports):
+            _go_to(job, stop)
+            publish_rest(job)
+        found |= {r.step: sum(len(one.sequences_of(0)) for one in r.plan.rounds) for r in reports}
+        dist.barrier()
+        if rank == 0 and stop == 6:
+            _fall_behind(job, config, 0)
+        dist.barrier()
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_steps_that_some_islands_had_done_are_shared_out_as_they_were(tmp_path):
+    config = tiny_job(
+        tmp_path,
+        train=TRAIN,
+        parallel=ParallelConfig(island=2),
+        comms=CommsConfig(island=replace(ISLAND, shares=(1, 3))),
+    )
+    anew = replace(config, comms=CommsConfig(island=replace(ISLAND, shares=(3, 1))))
+    first, second = run_on_ranks(2, _shared_anew, config, anew)
+    assert first == {**dict.fromkeys(range(1, 7), 2), 7: 6, 8: 6}
+    assert second == {**dict.fromkeys(range(1, 7), 6), 7: 2, 8: 2}
+    assert [event["step"] for event in events(config, "resumed")] == [5]
+
+
 def _go_on(rank: int, ranks: int, config: JobConfig, islands: tuple[int, ...], step: int) -> dict:
     """From memory up to a step; where that began, and what was found there."""
     with built(config, rank, ranks, islands=islands, sinks=True) as (job, _):
@@ -161,10 +192,11 @@ def _equal(a: list, b: list) -> bool:
 
 @pytest.mark.timeout(240)
 def test_an_island_is_lost_and_another_comes_back_in_its_place(tmp_path):
-    config = _two_islands(tmp_path, 20, wire="fp32")
+    config = _two_islands(tmp_path, 20, wire="fp32", shares=(1, 3))
     _, before = run_on_ranks(2, _go_on, 2, config, (), 7)
     # The other one goes on from where it was, while its own exchange is under way.
-    fewer = replace(config, parallel=ParallelConfig(island=1))
+    one = CommsConfig(island=config.comms.island.only((1,)))
+    fewer = replace(config, parallel=ParallelConfig(island=1), comms=one)
     (alone,) = run_on_ranks(1, _go_on, 1, fewer, (1,), 11)
     assert alone["from"] == 7
     assert _equal(alone["weights"], before["left"])

@@ -100,6 +100,16 @@ def test_the_batch_is_derived_and_explained(capsys):
     assert "/no/such, which is not on this machine" in out
 
 
+def test_islands_of_unequal_shares_are_told_apart(capsys):
+    batch = ["data.seq_len=512", "train.global_batch_tokens=8192", "parallel.island=2"]
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "quickstart", "--no-build", "comms.island.shares=[3, 1]", *batch])
+    out = " ".join(capsys.readouterr().out.split())
+    assert not ended.value.code
+    assert "16 sequences × 512, 12 and 4 on the 2 islands; 1 ranks × up to 4" in out
+    assert "→ 3 and 1 rounds" in out
+
+
 def test_json_is_one_document_and_nothing_else(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", "debug_cpu", "--json"])

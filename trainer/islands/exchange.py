@@ -27,6 +27,7 @@ from trainer.checkpoint.share import local_part
 from trainer.errors import InfrastructureError
 from trainer.islands.lag import LAG_STEPS, REMEMBERED_STEPS
 from trainer.islands.news import News, Newswire
+from trainer.islands.pace import Advice, Pace
 from trainer.islands.reports import report_of, report_record
 from trainer.islands.saved import fresh_state, outer_tensors
 from trainer.metrics import StepReport
@@ -43,6 +44,9 @@ class Islands:
     members: tuple[int, ...]
     """The numbers of these, of all that the run began with."""
 
+    weights: tuple[float, ...]
+    """Of these: what part of every batch each has, and of the mean of outer gradients."""
+
     outer: StreamingDiloco
     schedule: OuterSchedule
     fragments: Sequence[Mapping[str, Parameter]]
@@ -57,8 +61,17 @@ class Islands:
     bytes_per_s: float
     """Between islands, of a rank while all others send; measured at start."""
 
+    pace: Pace
+    """What the others' steps take, beside this island's."""
+
     first_step: int = 0
     """The step that the present exchanges began after."""
+
+    busy_s: float = 0.0
+    """What the last step took this rank, without waiting for other islands and for data."""
+
+    advice: Advice | None = None
+    """Shares of the batch that would be faster, until somebody takes note."""
 
     _waiting: list[StepReport] = field(default_factory=list)
     _recent: deque[dict[str, Any]] = field(
@@ -96,6 +109,8 @@ class Islands:
 
     def settle(self, report: StepReport) -> list[StepReport]:
         """Reports of steps that all islands have told of by now, oldest first."""
+        waited_s = report.measured.islands_s + report.measured.data_s
+        self.busy_s = report.measured.total_s - waited_s
         if self.wire is None:
             return [report]
         self._waiting.append(report)
@@ -138,6 +153,7 @@ class Islands:
         return {
             "schedule": schedule_record(self.schedule),
             "members": list(self.members),
+            "weights": list(self.weights),
             "counts": list(self.outer.counts),
             "flight": None if sent is None else sent[0],
             "finite": list(self.outer.last_finite),
@@ -179,7 +195,9 @@ class Islands:
                 found.append(report)
                 continue
             with self._reachable(report.step):
-                found.append(of_all(report, self.wire.hear(report.step)))
+                news = self.wire.hear(report.step)
+            self.advice = self.pace.hear([row.busy_s for row in news]) or self.advice
+            found.append(of_all(report, news))
         return found
 
     @contextmanager

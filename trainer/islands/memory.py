@@ -45,11 +45,11 @@ class Kept:
 
     def share(self, islands: Islands) -> BatchShare:
         """Which part of each batch this island takes from now on."""
-        part = Part(islands.index, len(islands.members))
-        before = self.meta(islands.number)["outer"]["members"]
-        if islands.number not in self.reunion.standings or before == list(islands.members):
+        part = Part(islands.index, islands.weights)
+        if islands.number not in self.reunion.standings:
             return BatchShare(part)
-        there = Part(before.index(islands.number), len(before))
+        before = self.meta(islands.number)["outer"]
+        there = Part(before["members"].index(islands.number), tuple(before["weights"]))
         return BatchShare(part, self.reunion.last_step, there)
 
 

@@ -25,7 +25,7 @@ from comms.ledger import Ledger
 from comms.outer.link import IslandLostError
 from trainer.islands.lag import LAG_STEPS, REMEMBERED_STEPS
 
-NEWS_BYTES = 64
+NEWS_BYTES = 72
 """Of one step, to one island."""
 
 
@@ -41,6 +41,8 @@ class News:
     skipped: float
     stop: float
     save: float
+    busy_s: float = 0.0
+    """What the step before took the first rank of the island, without waiting for others."""
 
 
 @dataclass(frozen=True)

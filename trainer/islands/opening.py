@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from trainer.errors import RecipeError
 from trainer.islands.exchange import Islands
 from trainer.islands.groups import make_island_groups
 from trainer.islands.news import Newswire
+from trainer.islands.pace import Pace
+from trainer.planner.batch import batch_of
 
 _BLOCK = re.compile(r"layers\.\d+(?=\.)")
 _PROBE_BYTES = 1 << 18
@@ -58,19 +61,22 @@ def open_islands(
     groups = make_island_groups(layout)
     ledger = Ledger(recorder=recorder)
     fragments = split_parameters(parameters, blocks, schedule.fragments)
+    index, weights = layout.island_of(environment.rank), config.comms.island.weights(layout.island)
     outer = StreamingDiloco(
         fragments,
         group=groups.across,
         inside=groups.inside,
-        config=config.comms.island.diloco(),
+        config=replace(config.comms.island.diloco(), weight=weights[index]),
         ledger=ledger,
     )
     rate = _bytes_per_s(groups.across)
     ledger.take()
     return Islands(
         layout=layout,
-        index=layout.island_of(environment.rank),
+        index=index,
         members=members,
+        weights=weights,
+        pace=Pace(weights, batch_of(config, environment.world_size).sequences_per_step),
         outer=outer,
         schedule=schedule,
         fragments=fragments,

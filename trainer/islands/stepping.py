@@ -31,8 +31,10 @@ def exchange_outer(
             skipped=not verdict.commit,
             stop=verdict.stop,
             save=verdict.save,
+            busy_s=islands.busy_s,
         )
     )
+    _note_advice(job, islands, work.plan.step)
     merged = islands.exchange(work.plan.step)
     agreed = replace(verdict, stop=verdict.heard_stop, save=verdict.heard_save)
     if merged is None:
@@ -44,6 +46,22 @@ def exchange_outer(
     job.assembly.weights.publish()
     _note_left_out(job, islands, work.plan.step, merged)
     return agreed, merged.waited_s
+
+
+def _note_advice(job: Job, islands: Islands, step: int) -> None:
+    """Say that other shares of the batch would be faster."""
+    advice, islands.advice = islands.advice, None
+    if advice is not None and job.environment.rank == 0:
+        append_event(
+            job.folder.events,
+            now_s=time.time(),
+            kind="islands_uneven",
+            step=step,
+            step_s=[round(seconds, 4) for seconds in advice.step_s],
+            shares=list(advice.shares),
+            advice=f"with comms.island.shares={list(advice.shares)} steps would be "
+            f"{advice.faster:.2f} times as fast",
+        )
 
 
 def _note_left_out(job: Job, islands: Islands, step: int, merged: Merged) -> None:

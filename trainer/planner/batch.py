@@ -1,8 +1,10 @@
 """Pure: how tokens per optimizer step become sequences, ranks and rounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config import JobConfig
+from trainer.islands.share import dealt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,9 @@ class BatchArithmetic:
     islands: int = 1
     """Parts of every step, each for ranks of its own."""
 
+    weights: tuple[float, ...] = ()
+    """How large these are, relative to each other; none are equal."""
+
     global_batch_sequences: int = 0
     """Packed sequences of one step, whatever their lengths; 0 derives them from the tokens."""
 
@@ -32,7 +37,12 @@ class BatchArithmetic:
     @property
     def sequences_per_island(self) -> int:
         """Of these, the most that one island takes."""
-        return -(-self.sequences_per_step // self.islands)
+        return max(self.sequences_of_islands)
+
+    @property
+    def sequences_of_islands(self) -> tuple[int, ...]:
+        """How many of these each island takes."""
+        return dealt(self.sequences_per_step, self.weights or (1.0,) * self.islands)
 
     @property
     def sequences_per_device(self) -> int:
@@ -47,11 +57,19 @@ class BatchArithmetic:
     @property
     def rounds(self) -> int:
         """Forward and backward passes per optimizer step (gradient accumulation); where groups are
-        chosen for every round, as many as full sequences need."""
+        chosen for every round, as many as full sequences need. Of several islands, the most."""
+        return max(self.rounds_of_islands)
+
+    @property
+    def rounds_of_islands(self) -> tuple[int, ...]:
+        """The same of each island."""
+        return tuple(map(self._rounds_for, self.sequences_of_islands))
+
+    def _rounds_for(self, sequences: int) -> int:
         if self.group_size == 0:
             room = self.data_ranks * self.max_tokens_per_device
-            return max(1, -(-self.sequences_per_island * self.seq_len // room))
-        most_per_group = -(-self.sequences_per_island // self.groups)
+            return max(1, -(-sequences * self.seq_len // room))
+        most_per_group = -(-sequences // self.groups)
         return -(-most_per_group // self.sequences_per_device)
 
     @property
@@ -74,7 +92,9 @@ class BatchArithmetic:
                 f"{self.global_batch_tokens:,} tokens per step = {self.sequences_per_step} "
                 f"sequences × {self.seq_len}"
             )
-        if self.islands > 1:
+        if len(set(self.weights)) > 1:
+            batch += f", {_listed(self.sequences_of_islands)} on the {self.islands} islands"
+        elif self.islands > 1:
             most = "up to " if self.sequences_per_step % self.islands else ""
             batch += f", {most}{self.sequences_per_island} on each of {self.islands} islands"
         if self.group_size == 0:
@@ -82,14 +102,22 @@ class BatchArithmetic:
                 f"{batch}; {self.data_ranks} ranks × up to {self.max_tokens_per_device} tokens, in "
                 "groups chosen for every round"
             )
+        rounds = str(self.rounds)
+        if len(set(self.rounds_of_islands)) > 1 and len(set(self.weights)) > 1:
+            rounds = _listed(self.rounds_of_islands)
         who = "ranks" if self.group_size == 1 else f"groups of {self.group_size} ranks"
         line = (
             f"{batch}; {self.groups} {who} × up to {self.sequences_per_device} sequences"
-            f" → {self.rounds} round{'s' if self.rounds != 1 else ''}"
+            f" → {rounds} round{'s' if rounds != '1' else ''}"
         )
         if self.idle_slots:
             line += f", {self.idle_slots} idle {'rank' if self.group_size == 1 else 'group'}-rounds"
         return line
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}"
 
 
 def batch_of(job: JobConfig, num_ranks: int) -> BatchArithmetic:
@@ -103,5 +131,6 @@ def batch_of(job: JobConfig, num_ranks: int) -> BatchArithmetic:
         max_tokens_per_device=job.train.max_tokens_per_device,
         data_ranks=num_ranks // (parallel.island * pp * tp),
         islands=parallel.island,
+        weights=job.comms.island.weights(parallel.island) if parallel.island > 1 else (),
         group_size=0 if parallel.sp == "auto" else parallel.sp,
     )

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from cluster.islands import GoingIslands
 from cluster.recovery.shrink import islands_left, largest_job
+from comms.config import CommsConfig, IslandConfig
 from parallel.config import ParallelConfig
 from tests.jobs import tiny_job
 
@@ -41,6 +43,20 @@ def test_islands_give_way_before_what_is_inside_them(tmp_path: Path) -> None:
     found = largest_job(job, at_most=1, at_least=1, island_ranks=2)
     assert found is not None
     assert (found[0].parallel.island, found[0].parallel.replica, found[1]) == (1, "auto", 1)
+
+
+def test_islands_that_are_left_keep_their_shares(tmp_path: Path) -> None:
+    shared = CommsConfig(island=IslandConfig(shares=(2, 1, 4)))
+    job = tiny_job(tmp_path, parallel=ParallelConfig(island=3), comms=shared)
+    assert largest_job(job, at_most=3, at_least=1, island_ranks=1) == (job, 3)
+    for at_most, numbers, wanted in ((2, (0, 2), (2, 4)), (1, (2,), (4,))):
+        found = largest_job(job, at_most=at_most, at_least=1, island_ranks=1)
+        assert found is not None
+        assert found[0].comms.island.shares == "equal"
+        left = GoingIslands(job, numbers).shared_out(found[0])
+        assert left.comms.island.shares == wanted
+        assert left.parallel == found[0].parallel
+    assert GoingIslands(job).shared_out(job) == job
 
 
 def test_islands_that_lost_nothing_go_on() -> None:
