@@ -7,7 +7,8 @@ The first form needs root: two hosts in network namespaces, one process with one
 link is limited to each rate in turn, train a GPT of 24.5 M parameters in every way, a few steps of
 each in turns. Figures are steps per second and bytes on the wire per step, as the network device
 counts them. The second form trains each way for so many steps over an unlimited link and compares
-losses and bytes with the dense run of the same optimizer. The text is Python's standard library.
+losses and bytes with the dense run of the same optimizer. The learning rate is constant, or with
+`--cosine` warmed up and decayed. The text is Python's standard library.
 
 With `--keep FOLDER` what was measured is kept there, and with `--minutes` no measurement begins
 later than that: the same command again goes on, and prints what there is. A measurement is one
@@ -90,7 +91,7 @@ def run(arguments: Any, variants: str, tokens: Path, rate: str, **changes: Any) 
         **{name: vars(arguments)[name] for name in ("vocab", "width", "layers", "length")},
         **{name: vars(arguments)[name] for name in ("batch", "warmup", "rounds", "steps")},
         **{name: vars(arguments)[name] for name in ("dense_steps", "seed", "bucket_mb")},
-        **{"lr": float(arguments.lr), "sgd_lr": float(arguments.sgd_lr)},
+        **{"decay_steps": 0, "lr": float(arguments.lr), "sgd_lr": float(arguments.sgd_lr)},
         **{"variants": variants.split(","), "tokens": str(tokens), "port": PORT},
         **changes,
     }
@@ -146,6 +147,7 @@ def measure_loss(result: Result, arguments: Any, tokens: Path, kept: Kept) -> No
     for seed in range(arguments.seeds):
         for variant in (arguments.variants or LOSS).split(","):
             changes = {"warmup": arguments.loss, "rounds": 0, "seed": seed}
+            changes["decay_steps"] = arguments.loss if arguments.cosine else 0
             measure = partial(run, arguments, variant, tokens, "", **changes)
             found = kept.measured(f"{variant}-{seed}", measure)
             if found is None:
@@ -190,6 +192,7 @@ def main() -> None:
         seed=0,
         lr="1e-3",
         sgd_lr="0.3",
+        cosine=False,
         bucket_mb=25,
         keep="",
         minutes="0",

@@ -28,6 +28,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ef": {"method": "ef", "ratio": 0.01},
     "powersgd": {"method": "powersgd"},
     "powersgd8": {"method": "powersgd", "rank": 8},
+    "powersgd16_fp4": {"method": "powersgd", "rank": 16, "values": "fp4"},
+    "powersgd32_fp4": {"method": "powersgd", "rank": 32, "values": "fp4"},
     "int8": {"method": "quantized"},
     "fp8": {"method": "quantized", "block_format": "fp8"},
     "fp4": {"method": "quantized", "block_format": "fp4"},

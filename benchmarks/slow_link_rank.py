@@ -4,10 +4,12 @@ Started by it with the path of a JSON document; writes its figures as one JSON d
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compr
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
 from comms.compression.config import CompressionConfig
 from comms.compression.ddp import DdpBuckets, ddp_hook
@@ -100,6 +103,7 @@ class Task:
     lr: float
     sgd_lr: float
     bucket_mb: int
+    decay_steps: int
 
 
 BRAID: dict[str, dict[str, Any]] = {
@@ -112,6 +116,9 @@ BRAID: dict[str, dict[str, Any]] = {
     "braid_powersgd": {"method": "powersgd"},
     "braid_powersgd4": {"method": "powersgd", "rank": 4},
     "braid_powersgd8": {"method": "powersgd", "rank": 8},
+    "braid_powersgd8_fp4": {"method": "powersgd", "rank": 8, "values": "fp4"},
+    "braid_powersgd16_fp4": {"method": "powersgd", "rank": 16, "values": "fp4"},
+    "braid_powersgd32_fp4": {"method": "powersgd", "rank": 32, "values": "fp4"},
     "braid_econtrol5": {"method": "econtrol", "ratio": 0.05},
     "braid_econtrol_low_rank4": {"method": "econtrol", "contraction": "low_rank", "rank": 4},
     "braid_int8": {"method": "quantized"},
@@ -151,6 +158,8 @@ class Variant:
         else:
             self._optimizer = torch.optim.AdamW(module.parameters(), lr=task.lr, fused=True)
 
+        self._schedule = LambdaLR(self._optimizer, partial(lr_share, steps=task.decay_steps))
+
     def step(self) -> None:
         """Train one step."""
         loss = self._model(self._batches(self.step_number))
@@ -158,6 +167,7 @@ class Variant:
         if self._exchange is not None:
             self._exchange.commit()
         self._optimizer.step()
+        self._schedule.step()
         self._optimizer.zero_grad()
         self.step_number += 1
         self.losses.append(float(loss.detach()))
@@ -166,6 +176,15 @@ class Variant:
         """End the exchange's thread."""
         if self._exchange is not None:
             self._exchange.close()
+
+
+def lr_share(step: int, steps: int) -> float:
+    """Share of the peak learning rate: 20 steps of warm-up, then a cosine to a tenth over `steps`;
+    always all of it where `steps` is 0."""
+    if not steps:
+        return 1.0
+    done = min(1.0, step / steps)
+    return min(1.0, (step + 1) / 20) * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def _batches(task: Task) -> Callable[[int], Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from comms.compression.config import BlockFormat
-from comms.compression.wire import as_bytes, from_bytes
+from comms.compression.raw import as_bytes, from_bytes
 
 # B blocks of S entries.
 

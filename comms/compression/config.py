@@ -6,7 +6,7 @@ from typing import Literal, get_args
 Method = Literal["none", "fp16", "bf16", "dgc", "econtrol", "ef", "ef21", "powersgd", "quantized"]
 Contraction = Literal["top_k", "rand_k", "quantized", "low_rank"]
 BlockFormat = Literal["int8", "fp8", "fp4"]
-ValueFormat = Literal["fp32", "bf16", "fp16"]
+ValueFormat = Literal["fp32", "bf16", "fp16", "int8", "fp8", "fp4"]
 
 DENSE: tuple[Method, ...] = ("none", "fp16", "bf16")
 ERROR_CONTROLLED: tuple[Method, ...] = ("econtrol", "ef", "ef21")
@@ -61,7 +61,8 @@ class ReplicaConfig:
     """Numbers that `quantized` sends, with one scale per block."""
 
     values: ValueFormat = "fp16"
-    """Numbers in which selected entries and factors travel; what rounding takes stays here."""
+    """Numbers in which selected entries and factors travel; what rounding takes stays here. For
+    the same bytes, `powersgd` comes closer with four times the rank in fp4 than with fp16."""
 
     dense_below: int = 4096
     """Tensors of fewer elements, and vectors, travel uncompressed in one piece."""

@@ -16,11 +16,11 @@ from comms.compression.config import CompressionConfig
 from comms.compression.factors import decode_factors, factor_bytes, local_factors, product
 from comms.compression.geometry import Geometry
 from comms.compression.method import Step, generator
+from comms.compression.raw import as_bytes
 from comms.compression.selection import largest, spread, target_count
 from comms.compression.state import Slot
 from comms.compression.wire import (
     SCALE_BYTES,
-    as_bytes,
     decode_sparse,
     decode_values,
     encode_sparse,
@@ -105,7 +105,8 @@ class RandK:
         return code, Update(seen, indices)
 
     def decode(self, code: Tensor, step: Step) -> Update:
-        return Update(decode_values(code, self._form), self._indices(step, code.device))
+        indices = self._indices(step, code.device)
+        return Update(decode_values(code, self._form, indices.numel()), indices)
 
     def _indices(self, step: Step, device: torch.device) -> Tensor:
         numel = step.geometry.numel

@@ -1,7 +1,8 @@
 """Matrices as products of two thin ones, found by power iteration (PowerSGD, arXiv 1905.13727).
 
 The factors of all matrices of a flat gradient lie one after another in two vectors, `left` (rows
-times rank each) and `right` (columns times rank each), so that each travels in one piece.
+times rank each) and `right` (columns times rank each), so that each travels in one piece. In each,
+column follows on column: sizes differ between columns, and neighbours may share a scale.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,9 @@ def decode_factors(
     code: Tensor, matrices: Sequence[Matrix], rank: int, form: ValueFormat
 ) -> tuple[Tensor, Tensor]:
     """Left and right factors of a code of both."""
-    end = value_bytes(left_numel(matrices, rank), form)
-    return decode_values(code[:end], form), decode_values(code[end:], form)
+    left, right = left_numel(matrices, rank), right_numel(matrices, rank)
+    end = value_bytes(left, form)
+    return decode_values(code[:end], form, left), decode_values(code[end:], form, right)
 
 
 def first_right(step: Step, like: Tensor, rank: int) -> Tensor:
@@ -124,6 +126,6 @@ def _pairs(
         right_start, right_end = right_end, right_end + matrix.cols * rank
         yield (
             matrix,
-            left[left_start:left_end].view(-1, rank),
-            right[right_start:right_end].view(-1, rank),
+            left[left_start:left_end].view(rank, -1).T,
+            right[right_start:right_end].view(rank, -1).T,
         )

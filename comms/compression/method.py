@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.compression.geometry import Geometry
+from comms.compression.raw import as_bytes, from_bytes
 from comms.compression.ring import Hops, gathered_rows, summed
 from comms.compression.state import Slot
-from comms.compression.wire import SCALE_BYTES, as_bytes, from_bytes
+from comms.compression.wire import SCALE_BYTES
 from comms.telemetry.recorder import Recorder
 
 Phases: TypeAlias = "Generator[dist.Work, None, bool]"

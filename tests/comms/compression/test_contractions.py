@@ -18,6 +18,8 @@ CASES = {
     "int8": ({"contraction": "quantized"}, 0.99),
     "fp4": ({"contraction": "quantized", "block_format": "fp4"}, 0.9),
     "low_rank": ({"contraction": "low_rank", "rank": 3}, 0.03),
+    "top_k fp4": ({"contraction": "top_k", "ratio": 0.05, "values": "fp4"}, 0.045),
+    "low_rank fp4": ({"contraction": "low_rank", "rank": 3, "values": "fp4"}, 0.03),
 }
 
 

@@ -31,6 +31,8 @@ METHODS = {
     "blocks": {"method": "econtrol", "contraction": "quantized"},
     "low_rank": {"method": "econtrol", "contraction": "low_rank", "rank": 2},
     "powersgd": {"method": "powersgd", "rank": 2},
+    "powersgd fp4": {"method": "powersgd", "rank": 2, "values": "fp4"},
+    "dgc fp4": {"method": "dgc", "momentum": 0.9, "values": "fp4"},
     "int8": {"method": "quantized"},
     "fp8": {"method": "quantized", "block_format": "fp8"},
     "fp4": {"method": "quantized", "block_format": "fp4"},
@@ -144,6 +146,8 @@ class _Formula:
         config, found = self.config, {"all_reduce": 4 * (NUMEL - self.big)}
         if config.method in ("none", "fp16", "bf16"):
             found["all_reduce"] += self.big * (4 if config.method == "none" else 2)
+        elif config.values == "fp4" and config.method == "powersgd":
+            found["all_gather"] = _fp4_bytes(2 * (40 + 50)) + _fp4_bytes(2 * (30 + 20))
         elif config.method == "powersgd":
             found["all_reduce"] += 2 * 2 * (40 + 30 + 50 + 20)
         elif config.method == "quantized":
@@ -168,9 +172,12 @@ class _Formula:
             ratio **= (step * 4 // 2 + 1) / 5
         count = round(self.big * ratio)
         low = int(math.log2(NUMEL / count))
-        return (
-            4 + 2 * count + math.ceil(count * low / 8) + math.ceil((count + (NUMEL >> low) + 1) / 8)
-        )
+        values = _fp4_bytes(count) if config.values == "fp4" else 4 + 2 * count
+        return values + math.ceil(count * low / 8) + math.ceil((count + (NUMEL >> low) + 1) / 8)
+
+
+def _fp4_bytes(count: int) -> int:
+    return 4 + math.ceil(count / 32) * 18
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -33,8 +33,17 @@ def _exchange(values: str) -> Exchange:
     return Exchange(config, group=dist.group.WORLD)
 
 
-def _body(rank: int) -> dict[str, object]:
-    exchange = _exchange("fp32")
+def _body(rank: int) -> dict[str, dict[str, object]]:
+    whole, flat = _exchange("fp32"), _low_rank(rank)
+    whole.start("x", flat, SHAPES).wait()
+    want = _low_rank(rank)
+    dist.all_reduce(want)
+    found = {values: _with(rank, values) for values in ("fp32", "int8", "fp4")}
+    return found | {"whole": {"got": flat, "want": want}}
+
+
+def _with(rank: int, values: str) -> dict[str, object]:
+    exchange = _exchange(values)
     sent = torch.zeros(3, NUMEL)
     given = torch.zeros(3, NUMEL)
     for step in range(5):
@@ -51,19 +60,14 @@ def _body(rank: int) -> dict[str, object]:
     dist.all_reduce(kept)
     ranks = [int(torch.linalg.matrix_rank(flats[0][:2400].view(60, 40), rtol=1e-4))]
     exchange.close()
-    whole, flat = _exchange("fp32"), _low_rank(rank)
-    whole.start("x", flat, SHAPES).wait()
-    want = _low_rank(rank)
-    dist.all_reduce(want)
-    return {"sent": sent, "kept": kept, "given": total, "ranks": ranks, "whole": [flat, want]}
+    return {"sent": sent, "kept": kept, "given": total, "ranks": ranks}
 
 
 def test_it_adds_up_is_of_low_rank_and_exact_for_low_rank():
     for found in run_on_ranks(2, _body):
-        torch.testing.assert_close(
-            found["sent"] + found["kept"], found["given"], rtol=1e-3, atol=1e-3
-        )
-        assert found["ranks"] == [2]
-        got, want = found["whole"]
-
-        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+        whole = found.pop("whole")
+        torch.testing.assert_close(whole["got"], whole["want"], rtol=1e-3, atol=1e-3)
+        for values, one in found.items():
+            total = one["sent"] + one["kept"]
+            torch.testing.assert_close(total, one["given"], rtol=1e-3, atol=1e-3, msg=values)
+            assert one["ranks"] == [2], values

@@ -22,11 +22,23 @@ def test_any_magnitude_survives(form, size):
     values = torch.randn(1001, generator=torch.Generator().manual_seed(0)) * size
     code, seen = encode_values(values, form)
     assert code.numel() == value_bytes(1001, form)
-    assert torch.equal(decode_values(code, form), seen)
+    assert torch.equal(decode_values(code, form, 1001), seen)
     # Entries far below the largest one lose bits in fp16, but never more than 2**-26 of that.
     torch.testing.assert_close(
         seen, values, rtol=PRECISION[form], atol=float(values.abs().max()) * 2**-26
     )
+
+
+@pytest.mark.parametrize(("form", "bits", "error"), [("int8", 8, 0.01), ("fp4", 4, 0.2)])
+def test_few_bits_take_few_bytes_and_come_close(form, bits, error):
+    values = torch.randn(1001, generator=torch.Generator().manual_seed(0))
+    before = values.clone()
+    code, seen = encode_values(values, form)
+    assert code.numel() == value_bytes(1001, form) < 1001 * bits / 8 * 1.25
+    assert torch.equal(decode_values(code, form, 1001), seen)
+    assert torch.equal(values, before)
+    assert float((seen - values).norm()) < error * float(values.norm())
+    assert bool(decode_values(poisoned(code), form, 1001).isnan().all())
 
 
 def test_a_message_holds_entries_and_tells_of_poison():
