@@ -200,7 +200,7 @@ def test_an_island_that_is_lost_is_named(tmp_path):
 
 @pytest.mark.timeout(240)
 def test_islands_train_alike_however_their_ranks_share_the_model(tmp_path):
-    island = replace(STREAM.island, wire="fp32", mixing=0.25)
+    island = replace(STREAM.island, wire="fp32", mixing=0.25, shares=(2, 1))
     train = TrainConfig(steps=12, global_batch_tokens=8 * 48, max_tokens_per_device=96)
     config = _streaming(tmp_path, comms=CommsConfig(island=island), train=train)
     moe = replace(config.model.moe, num_experts=4)

@@ -7,7 +7,6 @@ Guarantees, each asserted in tests/trainer/islands/test_pace.py:
 - what is advised is advised once.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -39,7 +38,7 @@ class Pace:
     def __init__(self, weights: tuple[float, ...], sequences: int) -> None:
         self._weights = weights
         self._sequences = sequences
-        self._heard_s: deque[tuple[float, ...]] = deque(maxlen=WINDOW_STEPS)
+        self._heard_s: list[tuple[float, ...]] = []
         self._steps = 0
         self._advised = False
 
@@ -53,6 +52,7 @@ class Pace:
             return None
         # The median: a checkpoint now and then says nothing of an island's speed.
         step_s = tuple(median(island) for island in zip(*self._heard_s, strict=True))
+        self._heard_s = []
         advice = advise(step_s, self._weights, self._sequences)
         self._advised = advice is not None
         return advice

@@ -2,8 +2,8 @@
 
 Guarantees, each asserted in tests/trainer/islands/test_share.py:
 - in every step the islands of one membership take each sequence once;
-- as many as their weights say, to within one of two islands, and spread over the batch; of equal
-  weights every n-th;
+- as many as their weights say, to within half a sequence where there are two, and spread over the
+  batch; of equal weights every n-th;
 - steps that some islands had done before a change of membership or weights are shared out as they
   were then;
 - divisors are such that the weighted mean of the islands' gradients is that of all tokens.
