@@ -157,7 +157,6 @@ class Variant:
             self._optimizer = torch.optim.SGD(module.parameters(), lr=task.sgd_lr, momentum=0.9)
         else:
             self._optimizer = torch.optim.AdamW(module.parameters(), lr=task.lr, fused=True)
-
         self._schedule = LambdaLR(self._optimizer, partial(lr_share, steps=task.decay_steps))
 
     def step(self) -> None:
