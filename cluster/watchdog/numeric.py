@@ -4,7 +4,7 @@ Pure. Guarantees, each asserted in tests/cluster/watchdog/test_numeric.py:
 - a loss or gradient norm that is not finite is said at once, with the ranks it came from;
 - a jump is a loss over `loss_jump` times the median of recent steps, far outside their spread, or
   gradient norms that stay so for several steps;
-- noise, decay and the first steps raise nothing; one jump is said once.
+- noise, decay, the first steps and losses about zero raise nothing; one jump is said once.
 """
 
 import math
@@ -57,6 +57,9 @@ class Losses:
         if len(recent) < FIRST_STEPS:
             return False
         middle = median(recent)
+        if middle <= 0:
+            # Objectives of rewards lie about zero, and nothing is some times that.
+            return False
         return value > self._jump * middle and value > middle + _SIGMAS * spread(recent)
 
 

@@ -62,3 +62,11 @@ def test_the_first_steps_and_a_falling_loss_raise_nothing():
     losses = Losses(5.0)
     falling = [point(step, loss=10.0 * math.exp(-step / 20)) for step in range(100)]
     assert losses.add(seen(point(0, loss=0.1), point(1, loss=50.0), *falling)) == []
+
+
+def test_losses_about_zero_have_no_jumps():
+    losses = Losses(5.0)
+    usual = [point(step, loss=0.0, grad_norm=0.0) for step in range(60)]
+    assert losses.add(seen(*usual, point(60, loss=0.5, grad_norm=0.5))) == []
+    assert losses.add(seen(*[point(61 + n, loss=-0.1) for n in range(60)])) == []
+    assert losses.add(seen(point(130, loss=0.1))) == []
