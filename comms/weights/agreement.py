@@ -127,9 +127,11 @@ class Agreement:
             self._refuse(subject, problem)
 
     def _refuse(self, subject: str, problem: Problem) -> str:
+        # Decided first: rank 0 decides for it as soon as all have said a word.
         word: dict[str, str | int] = {"text": str(problem), "blames": problem.blames}
+        decision = self._decide(subject, word)
         self._say(subject, word)
-        return self._decide(subject, word)
+        return decision
 
     def _say(self, subject: str, word: Mapping[str, str | int]) -> bool:
         self._store.set(f"{subject}/{self._rank}", json.dumps(word))

@@ -91,3 +91,33 @@ def test_the_first_to_refuse_says_who_is_at_fault():
         with pytest.raises(WeightTransferError) as caught:
             ranks[rank].settle("x", problem, Deadline(1), what="it failed")
     assert caught.value.culprits == (1,)
+
+
+class SlowToDecide:
+    """A store whose client is held up whenever it is about to decide."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        time.sleep(0.2)
+        return self._store.compare_set(key, expected, desired)
+
+
+def test_a_no_counts_however_long_its_rank_is_held_up():
+    store = dist.HashStore()
+    slow = Agreement(SlowToDecide(store), rank=1, names=NAMES[:2])
+    first = Agreement(store, rank=0, names=NAMES[:2])
+    problem = Problem("disk full", blames=1)
+
+    def refused(agreement: Agreement, problem: Problem | None) -> tuple[int, ...]:
+        with pytest.raises(WeightTransferError, match="b says: disk full") as caught:
+            agreement.settle("x", problem, Deadline(10), what="it failed")
+        return caught.value.culprits
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(refused, slow, problem), pool.submit(refused, first, None)]
+        assert [one.result() for one in found] == [(1,), (1,)]
