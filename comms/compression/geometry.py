@@ -47,7 +47,9 @@ def cut(numel: int, shapes: Sequence[Sequence[int]] | None, config: CompressionC
     """Cut a flat gradient of tensors that lie in it one after another.
 
     Vectors and tensors below `dense_below` stay dense, and for low-rank methods also those that
-    would not halve. Without `shapes` the whole is one nearly square matrix, unless it is small.
+    would not halve. To these methods a tensor of three dimensions, such as the weights of all
+    experts, is a stack of matrices where that has the smaller factors. Without `shapes` the whole
+    is one nearly square matrix, unless it is small.
     Raises ValueError where the shapes do not add up to `numel`.
     """
     if shapes is None:
@@ -59,8 +61,8 @@ def cut(numel: int, shapes: Sequence[Sequence[int]] | None, config: CompressionC
     start = 0
     for shape in shapes:
         end = start + prod(shape)
-        if _compressible(shape, config):
-            matrices.append(Matrix(start, shape[0], prod(shape[1:])))
+        if found := _matrices(start, shape, config):
+            matrices += found
         elif dense and dense[-1][1] == start:
             dense[-1] = (dense[-1][0], end)
         elif end > start:
@@ -76,11 +78,25 @@ def low_rank(config: CompressionConfig) -> bool:
     return config.method in ("econtrol", "ef", "ef21") and config.contraction == "low_rank"
 
 
-def _compressible(shape: Sequence[int], config: CompressionConfig) -> bool:
+def _matrices(start: int, shape: Sequence[int], config: CompressionConfig) -> list[Matrix]:
+    """A tensor that begins at `start`, as what it is compressed as; none where it stays dense."""
     size = prod(shape)
     if len(shape) < 2 or size < max(config.dense_below, 1):
-        return False
-    return not low_rank(config) or 2 * config.rank * (shape[0] + size // shape[0]) < size
+        return []
+    whole = [Matrix(start, shape[0], size // shape[0])]
+    if not low_rank(config):
+        return whole
+    found = whole
+    if len(shape) == 3:
+        _, rows, cols = shape
+        stack = [Matrix(at, rows, cols) for at in range(start, start + size, rows * cols)]
+        found = min(whole, stack, key=_lengths)
+    return found if 2 * config.rank * _lengths(found) < size else []
+
+
+def _lengths(matrices: Sequence[Matrix]) -> int:
+    """Entries of all their factors, per rank."""
+    return sum(matrix.rows + matrix.cols for matrix in matrices)
 
 
 def _square(numel: int, config: CompressionConfig) -> list[tuple[int, ...]]:

@@ -27,6 +27,19 @@ def test_matrices_that_would_not_halve_stay_dense_for_low_rank_only():
     assert cut(10_300, shapes, LOW_RANK).matrices == (Matrix(300, 100, 100),)
 
 
+def test_a_stack_of_matrices_is_cut_where_that_has_the_smaller_factors():
+    experts, kernels = (3, 40, 50), (60, 50, 3)
+    numel = 6000 + 9000
+    assert cut(numel, [experts, kernels], LOW_RANK).matrices == (
+        *(Matrix(2000 * n, 40, 50) for n in range(3)),
+        Matrix(6000, 60, 150),
+    )
+    assert cut(numel, [experts, kernels], SPARSE).matrices == (
+        Matrix(0, 3, 2000),
+        Matrix(6000, 60, 150),
+    )
+
+
 def test_without_shapes_the_whole_is_one_matrix():
     assert cut(10_001, None, SPARSE).compressed_numel == 10_001
     geometry = cut(10_101, None, LOW_RANK)
