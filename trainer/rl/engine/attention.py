@@ -1,17 +1,14 @@
 """Attention of new tokens over keys and values in blocks.
 
 B sequences, D rows, Q rows of the longest sequence, H query heads, K key and value heads, g query
-heads per key head, X = K Q g queries of a sequence, d head width, b tokens per block, L blocks of
-the longest sequence, N blocks that one sequence reads, S that several read, G readers of each,
-R rows of scores, of a query and a block each: N X, then S K G Q g.
+heads per key head, d head width, b tokens per block, M queries per part and key head, P parts.
 
-Blocks are multiplied where they lie. Only their scores are brought into the order of the
-sequences, and the weights back into that of the blocks.
+Blocks that one sequence reads are multiplied where they lie. Each part gives its own maximum, sum
+and weighted values, which are merged per sequence; that is exact up to the order of summation.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,67 +32,54 @@ class Chunk:
 
 
 class DecodeReads:
-    """`Reads` on the device, in rows of scores, and the masks of one forward."""
+    """`Reads` on the device, and the masks of one forward."""
 
-    def __init__(
-        self, reads: Reads, kv_heads: int, group: int, block_tokens: int, device: torch.device
-    ) -> None:
-        self.num_sequences, rows_each = reads.row_BQ.shape
-        self.shape = (self.num_sequences, kv_heads, rows_each, group)
-        """[B, K, Q, g]."""
-        self.row_of_place = _moved(reads.row_BQ.ravel(), device) if rows_each > 1 else None
-        self.place_D = _moved(reads.place_D, device)
-        self.num_private, self.num_shared = len(reads.owner_N), len(reads.blocks_S)
-        self.blocks_N = None if reads.blocks_N is None else _moved(reads.blocks_N, device)
-        self.blocks_S = _moved(reads.blocks_S, device)
-        queries, most_blocks = kv_heads * rows_each * group, reads.most_blocks
-        self.num_queries = self.num_sequences * queries
-        rows = _rows_of_scores(reads, kv_heads, queries, device)
-        self.rows_of_kind = [query.numel() for query, _ in rows]
-        self.sum_R, nth_R = (
-            torch.cat([x.flatten() for x in kind]) for kind in zip(*rows, strict=True)
-        )
-        """The query b X + x of each row, beyond the last for parts that belong to nobody."""
-        self.query_R = self.sum_R.clamp(max=self.num_queries - 1)
-        places = self.num_queries * most_blocks
-        place_R = self.sum_R * most_blocks + nth_R
-        row_of_place = place_R.new_zeros(places + queries * most_blocks)
-        row_of_place[place_R] = torch.arange(len(place_R), device=device)
-        self.row_BXL = row_of_place[:places]
-        """The row of each query and block of its sequence, any where it has fewer blocks."""
-        self.place_R = place_R.clamp_(max=places - 1)
-        self._position_BQ1 = _moved(reads.position_BQ, device)[:, :, None]
-        self._keys = torch.arange(most_blocks * block_tokens, device=device)
-        self._masks: dict[int | None, Tensor] = {}
+    def __init__(self, reads: Reads, block_tokens: int, device: torch.device) -> None:
+        def moved(array: NDArray) -> Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
 
-    def mask(self, window: int | None) -> Tensor:
-        """[B, 1, Q, 1, L b]: what is added to the scores; made once per forward."""
-        if window not in self._masks:
-            visible = self._keys <= self._position_BQ1
-            if window is not None:
-                visible &= self._keys > self._position_BQ1 - window
-            self._masks[window] = torch.where(visible, 0.0, _MASKED)[:, None, :, None]
-        return self._masks[window]
+        self.num_sequences, self.rows_each = reads.row_BQ.shape
+        self.row_of_place = moved(reads.row_BQ.ravel()) if self.rows_each > 1 else None
+        self.place_D = moved(reads.place_D)
+        self.num_private = len(reads.owner_N)
+        self.blocks_N = None if reads.blocks_N is None else moved(reads.blocks_N)
+        self.owner_N = moved(reads.owner_N)
+        self.num_shared, self.readers = reads.owner_SG.shape
+        self.blocks_S = moved(reads.blocks_S)
+        self.owner_of_shared = moved(reads.owner_SG.ravel())
+        self.owner_P = torch.cat((self.owner_N, self.owner_of_shared))
+        self.parts = moved(reads.parts_BL.ravel())
+        self._position_BQ = moved(reads.position_BQ)
+        self._first_N, self._first_SG = moved(reads.first_N), moved(reads.first_SG)
+        self._places_b = torch.arange(block_tokens, device=device)
+        self._masks: dict[tuple[int | None, int, int], tuple[Tensor, Tensor]] = {}
 
+    def masks(self, window: int | None, kv_heads: int, group: int) -> tuple[Tensor, Tensor]:
+        """What is added to the scores of private and shared parts; made once per forward."""
+        key = (window, kv_heads, group)
+        if key not in self._masks:
+            private = self._mask(self.owner_N, self._first_N, window)
+            private = private[:, None, :, None].expand(-1, kv_heads, -1, group, -1)
+            shared = self._mask(self.owner_of_shared, self._first_SG.flatten(), window)
+            shared = shared.unflatten(0, (self.num_shared, self.readers))
+            shared = shared[:, None, :, :, None].expand(-1, kv_heads, -1, -1, group, -1)
+            self._masks[key] = (
+                private.reshape(-1, self.rows_each * group, private.shape[-1]),
+                shared.reshape(
+                    self.num_shared * kv_heads, self.readers * self.rows_each * group, -1
+                )
+                if self.num_shared
+                else shared,
+            )
+        return self._masks[key]
 
-def _rows_of_scores(
-    reads: Reads, kv_heads: int, queries: int, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Of private blocks [N, X] and, where there are any, of shared ones [S, K, G, Q g]: the query
-    b X + x, and which of its sequence's blocks it meets."""
-    query_X = torch.arange(queries, device=device)
-    query_NX = _moved(reads.owner_N, device)[:, None] * queries + query_X
-    found = [(query_NX, _moved(reads.nth_N, device)[:, None].expand_as(query_NX))]
-    if len(reads.blocks_S):
-        first_SKGx = _moved(reads.owner_SG, device)[:, None, :, None] * queries
-        query_SKGx = first_SKGx + query_X.view(kv_heads, 1, -1)
-        nth_SKGx = _moved(reads.nth_SG, device)[:, None, :, None].expand_as(query_SKGx)
-        found.append((query_SKGx, nth_SKGx))
-    return found
-
-
-def _moved(array: NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    def _mask(self, owner_P: Tensor, first_P: Tensor, window: int | None) -> Tensor:
+        query_PQ1 = self._position_BQ.index_select(0, owner_P).unsqueeze(2)
+        key_P1b = (first_P.unsqueeze(1) + self._places_b).unsqueeze(1)
+        visible = key_P1b <= query_PQ1
+        if window is not None:
+            visible &= key_P1b > query_PQ1 - window
+        return torch.where(visible, 0.0, _MASKED)
 
 
 class PagedAttention:
@@ -144,52 +128,79 @@ def decode_attention(
     q_DHd: Tensor, blocks: KvBlocks, reads: DecodeReads, window: int | None
 ) -> Tensor:
     """[D, H, d] for rows whose keys and values, their own included, are in `blocks`."""
-    _, kv_heads, rows_each, group = reads.shape
-    width, block_tokens = q_DHd.shape[2], blocks.k_NKbd.shape[2]
-    q_Rd = _by_sequence(q_DHd, reads).index_select(0, reads.query_R).float()
-    keys = [k.transpose(1, 2) for k in _parts(blocks.k_NKbd, reads)]
-    scores_BXL = _per_part(q_Rd, keys, reads).index_select(0, reads.row_BXL)
-    scores_BKQgk = scores_BXL.view(*reads.shape, -1)
-    masked_BKQgk = torch.add(reads.mask(window), scores_BKQgk, alpha=width**-0.5)
-    weights_BXL = masked_BKQgk.softmax(dim=4).view(-1, block_tokens)
-    values = _parts(blocks.v_NKbd, reads)
-    out_Rd = _per_part(weights_BXL.index_select(0, reads.place_R), values, reads)
-    nobodys = reads.num_queries // reads.num_sequences
-    out = out_Rd.new_zeros(reads.num_queries + nobodys, width).index_add_(0, reads.sum_R, out_Rd)
-    out = out[: reads.num_queries].to(q_DHd.dtype)
-    if reads.row_of_place is None:
-        return out.view(q_DHd.shape)
-    by_row = out.view(-1, kv_heads, rows_each, group, width).transpose(1, 2)
-    return by_row.reshape(-1, q_DHd.shape[1], width).index_select(0, reads.place_D)
-
-
-def _by_sequence(q_DHd: Tensor, reads: DecodeReads) -> Tensor:
-    """[B X, d]: the queries of a sequence that meet the same key head lie together."""
-    width = q_DHd.shape[2]
-    if reads.row_of_place is None:
-        return q_DHd.reshape(-1, width)
-    _, kv_heads, rows_each, group = reads.shape
-    q = q_DHd.index_select(0, reads.row_of_place).view(-1, rows_each, kv_heads, group * width)
-    return q.transpose(1, 2).reshape(-1, width)
-
-
-def _parts(blocks_NKbd: Tensor, reads: DecodeReads) -> list[Tensor]:
-    """Keys or values of the private parts and of the shared ones, in fp32: [parts K, b, d] each."""
+    kv_heads, width = blocks.k_NKbd.shape[1], blocks.k_NKbd.shape[3]
+    group = q_DHd.shape[1] // kv_heads
+    queries_each = reads.rows_each * group
+    q_BX = _by_sequence(q_DHd, reads, kv_heads, group)
+    private_mask, shared_mask = reads.masks(window, kv_heads, group)
     found = []
-    if reads.blocks_N is None:
-        found.append(blocks_NKbd[: reads.num_private])
-    else:
-        found.append(blocks_NKbd.index_select(0, reads.blocks_N))
+    if reads.num_private:
+        q = q_BX.index_select(0, reads.owner_N).view(-1, queries_each, width)
+        k, v = _private_blocks(blocks, reads)
+        found.append(
+            [x.view(-1, kv_heads * queries_each, x.shape[2]) for x in _part(q, k, v, private_mask)]
+        )
     if reads.num_shared:
-        found.append(blocks_NKbd.index_select(0, reads.blocks_S))
-    return [blocks.flatten(0, 1).float() for blocks in found]
+        found.append(_shared_parts(q_BX, blocks, reads, shared_mask, queries_each))
+    top_P, sum_P, out_P = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    out_BXd = _merged(top_P, sum_P, out_P, reads).to(q_DHd.dtype)
+    if reads.row_of_place is None:
+        return out_BXd.view(q_DHd.shape)
+    out = out_BXd.view(-1, kv_heads, reads.rows_each, group, width).transpose(1, 2)
+    return out.reshape(-1, q_DHd.shape[1], width).index_select(0, reads.place_D)
 
 
-def _per_part(rows_Ry: Tensor, parts: list[Tensor], reads: DecodeReads) -> Tensor:
-    """[R, z]: the rows of each part times its matrix [y, z]."""
-    found = [
-        torch.bmm(rows.view(part.shape[0], -1, part.shape[1]), part).view(-1, part.shape[2])
-        for rows, part in zip(rows_Ry.split(reads.rows_of_kind), parts, strict=True)
-        if part.shape[0]
-    ]
-    return found[0] if len(found) == 1 else torch.cat(found)
+def _by_sequence(q_DHd: Tensor, reads: DecodeReads, kv_heads: int, group: int) -> Tensor:
+    """[B, K Q g d]: the queries of a sequence that meet the same key head lie together."""
+    if reads.row_of_place is None:
+        return q_DHd.reshape(reads.num_sequences, -1)
+    q = q_DHd.index_select(0, reads.row_of_place)
+    q = q.view(-1, reads.rows_each, kv_heads, group * q.shape[2])
+    return q.transpose(1, 2).reshape(reads.num_sequences, -1)
+
+
+def _private_blocks(blocks: KvBlocks, reads: DecodeReads) -> tuple[Tensor, Tensor]:
+    k, v = blocks.k_NKbd, blocks.v_NKbd
+    if reads.blocks_N is None:
+        k, v = k[: reads.num_private], v[: reads.num_private]
+    else:
+        k, v = k.index_select(0, reads.blocks_N), v.index_select(0, reads.blocks_N)
+    return k.flatten(0, 1), v.flatten(0, 1)
+
+
+def _shared_parts(
+    q_BX: Tensor, blocks: KvBlocks, reads: DecodeReads, mask: Tensor, queries_each: int
+) -> list[Tensor]:
+    shared, readers, kv_heads = reads.num_shared, reads.readers, blocks.k_NKbd.shape[1]
+    q = q_BX.index_select(0, reads.owner_of_shared)
+    q = q.view(shared, readers, kv_heads, -1).transpose(1, 2)
+    q = q.reshape(shared * kv_heads, readers * queries_each, -1)
+    k = blocks.k_NKbd.index_select(0, reads.blocks_S).flatten(0, 1)
+    v = blocks.v_NKbd.index_select(0, reads.blocks_S).flatten(0, 1)
+    found = []
+    for x in _part(q, k, v, mask):
+        by_reader = x.view(shared, kv_heads, readers, queries_each, -1).transpose(1, 2)
+        found.append(by_reader.reshape(shared * readers, kv_heads * queries_each, -1))
+    return found
+
+
+def _part(
+    q_PMd: Tensor, k_Pbd: Tensor, v_Pbd: Tensor, mask_PMb: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum, sum and weighted values of each part alone, in fp32."""
+    q_PMd, k_Pbd, v_Pbd = q_PMd.float(), k_Pbd.float(), v_Pbd.float()
+    scores = torch.baddbmm(mask_PMb, q_PMd, k_Pbd.transpose(1, 2), alpha=q_PMd.shape[2] ** -0.5)
+    top = scores.amax(dim=2, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    return top, weights.sum(dim=2, keepdim=True), torch.bmm(weights, v_Pbd)
+
+
+def _merged(top_P: Tensor, sum_P: Tensor, out_P: Tensor, reads: DecodeReads) -> Tensor:
+    """[B, K Q g, d]: parts of a sequence weighed by their share of its sum."""
+    by_sequence = top_P.index_select(0, reads.parts).view(reads.num_sequences, -1, *top_P.shape[1:])
+    # Parts out of reach have a maximum far below, and so a weight of exactly 0.
+    weight_P = (top_P - by_sequence.amax(dim=1).index_select(0, reads.owner_P)).exp_()
+    shape = (reads.num_sequences, *out_P.shape[1:])
+    total = sum_P.new_zeros(*shape[:2], 1).index_add_(0, reads.owner_P, sum_P * weight_P)
+    out = out_P.new_zeros(shape).index_add_(0, reads.owner_P, out_P.mul_(weight_P))
+    return out.div_(total)

@@ -32,7 +32,6 @@ class Forward:
         self._block_tokens = block_tokens
         self._device = next(model.parameters()).device
         self._kv_heads = model.architecture.num_kv_heads
-        self._group = model.architecture.num_heads // self._kv_heads
         self._blocks = [runner(block) for block in model.layers]
         assert model.norm is not None
         self._norm = Norm(model.norm)
@@ -51,12 +50,11 @@ class Forward:
         decode, chunks = self._reads(works)
         turns = Turns(self._angles.at(positions_T))
         x_TD = self._model.embedded(tokens_T)
-        layers = list(zip(self._blocks, self._memory.layers, strict=True))
         # Of the other rows, the last block has to leave no more than keys and values.
         wanted = None if len(rows_wanted) == x_TD.shape[0] else self._moved(rows_wanted)
-        for run_block, kv in layers:
-            attend = PagedAttention(kv, rows_TK, decode, chunks)
-            x_TD = run_block(x_TD, turns, attend, wanted if kv is layers[-1][1] else None)
+        rows_left = [*[None] * (len(self._blocks) - 1), wanted]
+        for run_block, kv, rows in zip(self._blocks, self._memory.layers, rows_left, strict=True):
+            x_TD = run_block(x_TD, turns, PagedAttention(kv, rows_TK, decode, chunks), rows)
         return self._model.vocabulary.logits(self._norm(x_TD), self._model.output_weight_VD)
 
     def _inputs(self, works: Sequence[Work]) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,9 +89,7 @@ class Forward:
                 [work.sequence.stored for work in decodes],
                 self._block_tokens,
             )
-            decode = DecodeReads(
-                reads, self._kv_heads, self._group, self._block_tokens, self._device
-            )
+            decode = DecodeReads(reads, self._block_tokens, self._device)
         return decode, self._chunks(works[len(decodes) :], sum(w.total_rows for w in decodes))
 
     def _chunks(self, works: Sequence[Work], begin: int) -> list[Chunk]:

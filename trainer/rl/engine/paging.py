@@ -1,15 +1,15 @@
 """Pure: which stored block is read for which rows of a forward. No torch.
 
-A sequence adds one or more rows (new tokens) at its end and reads all its blocks. A block that one
-sequence reads is a part of its own; one that several read, such as a prompt's, is loaded once for
-all of them.
+A sequence adds one or more rows (new tokens) at its end and reads all its blocks. Its attention is
+computed block by block and merged (FlashDecoding). A block that one sequence reads is a part of
+its own; one that several read, such as a prompt's, is loaded once for all of them.
 
 B sequences, Q rows of the longest, N parts of one reader, S shared blocks, G readers of the most
-shared.
+shared, L parts of the longest sequence; parts are numbered N private ones, then S G shared ones.
 
 Guarantees, asserted in tests/trainer/rl/engine/test_paging.py:
 - every sequence reads each of its blocks once, in order;
-- parts that belong to nobody are sequence B's, which does not exist;
+- parts that belong to nobody are out of reach of every query;
 - blocks with one reader are not copied unless most of their range is unused.
 """
 
@@ -19,12 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+OUT_OF_REACH = 2**40
+"""A position after every query's."""
+
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
     """Parts of the attention of B sequences."""
+
+    rows_each: int
+    """Q."""
 
     row_BQ: Ints
     """The row that each place stands for; the last one again where a sequence has fewer."""
@@ -35,21 +41,21 @@ class Reads:
     position_BQ: Ints
     """Position of each row in its sequence."""
 
-    most_blocks: int
-    """Blocks of the sequence that reads most."""
-
     blocks_N: Ints | None
     """Blocks of the private parts; None where they are blocks 0 to N - 1, read in place."""
 
     owner_N: Ints
     """Sequence of each private part."""
 
-    nth_N: Ints
-    """Which of its sequence's blocks it is."""
+    first_N: Ints
+    """Position of its first key."""
 
     blocks_S: Ints
     owner_SG: Ints
-    nth_SG: Ints
+    first_SG: Ints
+
+    parts_BL: Ints
+    """Parts of each sequence, one of its own again where it has fewer."""
 
 
 def plan_reads(
@@ -67,43 +73,63 @@ def plan_reads(
         listed += table[:count]
     flat = np.array(listed)
     owner = np.repeat(np.arange(len(rows)), counts_B)
-    nth = np.arange(len(flat)) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
+    begin_B = np.cumsum(counts_B) - counts_B
+    first = (np.arange(len(flat)) - np.repeat(begin_B, counts_B)) * block_tokens
     shared = np.bincount(flat)[flat] > 1
+    part = np.empty(len(flat), dtype=np.int64)
     alone = ~shared
-    blocks_N, owner_N, nth_N = _private(flat[alone], owner[alone], nth[alone], len(rows))
-    blocks_S, owner_SG, nth_SG = _shared(flat[shared], owner[shared], nth[shared], len(rows))
-    within_BQ = np.minimum(np.arange(rows_B.max()), rows_B[:, None] - 1)
+    blocks_N, owner_N, first_N = _private(flat, owner, first, alone, part)
+    blocks_S, owner_SG, first_SG = _shared(flat, owner, first, shared, part, len(owner_N))
+    within_BL = np.minimum(np.arange(int(counts_B.max())), counts_B[:, None] - 1)
+    rows_each = int(rows_B.max())
+    within_BQ = np.minimum(np.arange(rows_each), rows_B[:, None] - 1)
     return Reads(
+        rows_each=rows_each,
         row_BQ=(np.cumsum(rows_B) - rows_B)[:, None] + within_BQ,
-        place_D=np.flatnonzero(np.arange(within_BQ.shape[1]) < rows_B[:, None]),
+        place_D=np.flatnonzero(np.arange(rows_each) < rows_B[:, None]),
         position_BQ=starts_B[:, None] + within_BQ,
-        most_blocks=int(counts_B.max()),
         blocks_N=blocks_N,
         owner_N=owner_N,
-        nth_N=nth_N,
+        first_N=first_N,
         blocks_S=blocks_S,
         owner_SG=owner_SG,
-        nth_SG=nth_SG,
+        first_SG=first_SG,
+        parts_BL=part[begin_B[:, None] + within_BL],
     )
 
 
-def _private(blocks: Ints, owner: Ints, nth: Ints, nobody: int) -> tuple[Ints | None, Ints, Ints]:
+def _private(
+    flat: Ints, owner: Ints, first: Ints, alone: NDArray[np.bool_], part: Ints
+) -> tuple[Ints | None, Ints, Ints]:
+    blocks = flat[alone]
     span = int(blocks.max()) + 1 if len(blocks) else 0
     if 2 * len(blocks) < span:
-        return blocks, owner, nth
-    owner_N, nth_N = np.full(span, nobody), np.zeros(span, dtype=np.int64)
-    owner_N[blocks], nth_N[blocks] = owner, nth
-    return None, owner_N, nth_N
+        part[alone] = np.arange(len(blocks))
+        return blocks, owner[alone], first[alone]
+    owner_N = np.zeros(span, dtype=np.int64)
+    first_N = np.full(span, OUT_OF_REACH)
+    owner_N[blocks], first_N[blocks] = owner[alone], first[alone]
+    part[alone] = blocks
+    return None, owner_N, first_N
 
 
-def _shared(flat: Ints, owner: Ints, nth: Ints, nobody: int) -> tuple[Ints, Ints, Ints]:
-    blocks_S, block_of, readers_S = np.unique(flat, return_inverse=True, return_counts=True)
+def _shared(
+    flat: Ints,
+    owner: Ints,
+    first: Ints,
+    shared: NDArray[np.bool_],
+    part: Ints,
+    num_private: int,
+) -> tuple[Ints, Ints, Ints]:
+    where = np.flatnonzero(shared)
+    blocks_S, block_of, readers_S = np.unique(flat[where], return_inverse=True, return_counts=True)
     most = int(readers_S.max()) if len(readers_S) else 0
     order = np.argsort(block_of, kind="stable")
     begin_S = np.cumsum(readers_S) - readers_S
-    reader = np.empty(len(flat), dtype=np.int64)
-    reader[order] = np.arange(len(flat)) - np.repeat(begin_S, readers_S)
-    owner_SG = np.full((len(blocks_S), most), nobody)
-    nth_SG = np.zeros((len(blocks_S), most), dtype=np.int64)
-    owner_SG[block_of, reader], nth_SG[block_of, reader] = owner, nth
-    return blocks_S, owner_SG, nth_SG
+    nth = np.empty(len(where), dtype=np.int64)
+    nth[order] = np.arange(len(where)) - np.repeat(begin_S, readers_S)
+    owner_SG = np.zeros((len(blocks_S), most), dtype=np.int64)
+    first_SG = np.full((len(blocks_S), most), OUT_OF_REACH)
+    owner_SG[block_of, nth], first_SG[block_of, nth] = owner[where], first[where]
+    part[where] = num_private + block_of * most + nth
+    return blocks_S, owner_SG, first_SG
