@@ -14,7 +14,7 @@ SCRIPTS = $(filter-out %_rank.py,$(shell grep -l __main__ benchmarks/*.py 2>/dev
 CACHES := .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-gpu check format bench clean
+.PHONY: help train test test-gpu lint check format bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -31,10 +31,12 @@ test: $(VENV)/.ready-dev  ## run the tests; ARGS='tests/comms -x' goes to pytest
 test-gpu: $(VENV)/.ready-dev  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: $(VENV)/.ready-dev  ## formatting, lint, types and architecture
+lint: $(VENV)/.ready-dev  ## formatting, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+check: lint  ## the same, and the tests of the architecture
 	$(BIN)/python -m pytest tests/architecture
 
 format: $(VENV)/.ready-dev  ## format the code and fix what the linter can

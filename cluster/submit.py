@@ -47,14 +47,12 @@ def submit(
     recipe_text: str,
     address: str,
     view: RunView,
-    submission_id: str | None = None,
 ) -> ExitCode:
     """Run a recipe as a Ray job at `address` (http://HEAD:8265) and return its exit code.
 
     The job's output goes to `view.note`, line by line. Interrupting this process leaves the job
-    running. `submission_id` names the job; submitting one id twice is refused by Ray. Raises
-    ResourceError where the cluster cannot be reached, refuses or cannot start the job, and
-    InfrastructureError where it stops answering.
+    running. Raises ResourceError where the cluster cannot be reached, refuses or cannot start the
+    job, and InfrastructureError where it stops answering.
     """
     set_unless_set(RAY_DEFAULTS)
     reread_settings()
@@ -62,7 +60,7 @@ def submit(
         logging.getLogger(name).setLevel(logging.WARNING)
     client = _client(address)
     began_s = time.time()
-    job_id = submission_id or f"{job.run.name}-{uuid.uuid4().hex[:8]}"
+    job_id = f"{job.run.name}-{uuid.uuid4().hex[:8]}"
     overrides = absolute_paths(job, Path.cwd()) | {
         "run.name": job.run.name,
         "cluster.address": "auto",

@@ -104,7 +104,7 @@ def test_no_registry_is_named():
     [("true", "true", 0), ("false", "true", 1), ("true", "false", 1)],
 )
 def test_ci_fails_where_checks_or_tests_fail(judged, check, test, code):
-    (judged / "Makefile").write_text(f"check:\n\t{check}\ntest:\n\techo 3 passed\n\t{test}\n")
+    (judged / "Makefile").write_text(f"lint:\n\t{check}\ntest:\n\techo 3 passed\n\t{test}\n")
     result = run(judged, ".ci/run")
     assert result.returncode == code
     assert "3 passed" in result.stdout
@@ -113,7 +113,7 @@ def test_ci_fails_where_checks_or_tests_fail(judged, check, test, code):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
 def test_ci_fails_where_a_test_leaves_a_process_behind(judged):
     leave = "setsid sleep 321 >/dev/null 2>&1 &"
-    (judged / "Makefile").write_text(f"check:\n\ttrue\ntest:\n\t{leave}\n")
+    (judged / "Makefile").write_text(f"lint:\n\ttrue\ntest:\n\t{leave}\n")
     result = run(judged, ".ci/run")
     assert result.returncode == 1
     assert "sleep 321" in result.stderr
