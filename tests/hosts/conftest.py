@@ -1,4 +1,4 @@
-"""A Ray cluster over two real hosts, for the tests of a file."""
+"""A Ray cluster over two real hosts, for all tests of this folder."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,9 @@ import pytest
 from tests.hosts.namespaces import Host, start_ray, two_hosts
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def hosts() -> Iterator[tuple[Host, Host]]:
-    """One core each."""
+    """One core each. test_lost_hosts.py, the last by its name, takes them apart."""
     with two_hosts() as (first, second):
         start_ray(first, [second], num_cpus=1)
         yield first, second

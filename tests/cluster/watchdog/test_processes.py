@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from cluster.watchdog.processes import thread_times
@@ -38,7 +39,9 @@ def test_processes_that_share_a_core_starve_and_one_that_is_stopped_does_not():
         # Two thirds of the time, and more where others use the core as well.
         assert 0.3 < grown_s(spinning[0], 1.0) < 1.3
         spinning[0].send_signal(signal.SIGSTOP)
-        time.sleep(0.2)
+        # It waits for the core once more, to stop.
+        while psutil.Process(spinning[0].pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         assert grown_s(spinning[0], 0.5) < 0.1
     finally:
         for process in spinning:
