@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.host_agent import HostAgent, Target
@@ -64,6 +64,9 @@ class Agents:
             try:
                 found[node] = ray.get(ref)
                 self._answered.add(node)
+            except ActorUnavailableError:
+                # A connection that may heal: asked again.
+                continue
             except RayError:
                 # The host will be found silent; a new agent is started with the next ranks there.
                 self._actors.pop(node, None)

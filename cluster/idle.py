@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 _ASK_EVERY_S = 0.5
 
@@ -43,7 +43,14 @@ class IdleWatch:
         if not _arrived(question.ref):
             return now_s - question.asked_s > _SILENT_S
         question.answered = True
-        return not _answers(question.ref)
+        try:
+            ray.get(question.ref)
+        except ActorUnavailableError:
+            # A connection that may heal: asked again.
+            return False
+        except RayError:
+            return True
+        return False
 
 
 def unanswering(actors: Mapping[int, Any], *, within_s: float) -> list[int]:

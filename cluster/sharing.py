@@ -30,17 +30,25 @@ class Sharing:
     wanted: int = field(init=False)
     """Ranks that shall train, where no fault hinders them."""
 
+    _had: int = field(init=False)
+    """As many as that before the wish."""
+
+    _working: set[int] = field(default_factory=set, init=False)
+    """Numbers of the processes that have ranks."""
+
     _wish: Wish | None = field(default=None, init=False)
     _since_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.wanted = self.crew.needs.workers
+        self.wanted = self._had = self.crew.needs.workers
 
     def listen(self) -> None:
         """Take in what those beside the ranks wish."""
         wish = self.beside.wish()
         if wish is None:
             return
+        if self._wish is None:
+            self._had = self.wanted
         self._wish, self._since_s = wish, self.clock()
         self.wanted = wish.ranks
         for bundle in wish.bundles:
@@ -60,26 +68,29 @@ class Sharing:
             return True
         self.staffing.refill(lost_too=False)
         if self.clock() - self._since_s > self.starting_s:
-            self._refuse(ranks)
+            self._refuse()
         return False
 
     def settle(self, roster: Roster) -> None:
         """These go on: places of processes that are left over go to those beside them."""
+        self._working = {member.number for member in roster.members}
         if self._wish is None or len(roster.members) != self.wanted:
             return
         self._wish = None
-        self._give_up_others({member.number for member in roster.members})
+        self._give_up_others()
 
-    def _refuse(self, ranks: int) -> None:
+    def _refuse(self) -> None:
         missing = self.wanted - len(self.crew.ready)
         refused = (
             f"{missing} of {self.wanted} ranks were not ready after {self.starting_s:g} s "
             "(cluster.deadlines.starting_s); see the workers' logs in the run folder"
         )
-        self.wanted = ranks
-        # Places are given back at once: ready processes have no rank, and nobody waits for them.
+        self.wanted = self._had
         assert self._wish is not None
         bundles, self._wish = set(self._wish.bundles), None
+        # After a fault some may train there. The other places are given back at once: processes
+        # without a rank are of no use, and nobody waits for them.
+        bundles -= {m.bundle for m in self.crew.ready if m.number in self._working}
         for member in [*self.crew.ready, *self.crew.starting]:
             if member.bundle in bundles:
                 self.crew.dismiss(member)
@@ -87,10 +98,10 @@ class Sharing:
             self.crew.leave_place(bundle)
         self.beside.given(sorted(bundles), refused)
 
-    def _give_up_others(self, going: set[int]) -> None:
+    def _give_up_others(self) -> None:
         bundles = []
         for member in [*self.crew.ready, *self.crew.starting]:
-            if member.number not in going and member.bundle is not None:
+            if member.number not in self._working and member.bundle is not None:
                 self.crew.dismiss(member)
                 self.crew.leave_place(member.bundle)
                 bundles.append(member.bundle)

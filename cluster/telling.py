@@ -1,5 +1,6 @@
 """What the driver tells of a run to those who watch it from elsewhere: TensorBoard, Ray metrics."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,13 +71,20 @@ class Telling:
 
 
 def new_events(log: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines of events.jsonl behind `offset`, and where they end."""
+    """Whole lines of events.jsonl behind `offset`, and where they end.
+
+    A line that is no JSON is left out: hosts that share a file system may write over each other.
+    """
     if _size(log) <= offset:
         return [], offset
     with log.open("rb") as file:
         file.seek(offset)
         whole, newline, _ = file.read().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole + newline)
+    events = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events, offset + len(whole + newline)
 
 
 def _size(path: Path) -> int:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -24,6 +24,9 @@ from cluster.reading import Outcome, Reading
 from trainer.rl.messages import FromTrainer, ToTrainer
 
 logger = logging.getLogger("braid")
+
+Job = Callable[[RankSpec, RankControl], Outcome]
+"""What a rank does."""
 
 
 class TrainWorker:
@@ -85,8 +88,7 @@ class TrainWorker:
         )
         self._control = RankControl(environment.generation)
         self._spec, self._failure = spec, None
-        self._work = self._thread.submit(load(work), spec, self._control)
-        self._work.add_done_callback(self._note_failure)
+        self._work = self._thread.submit(self._run, load(work), spec, self._control)
 
     def watch(self) -> None:
         """Return when the work that was begun last is over. That the process ended shows in the
@@ -98,6 +100,8 @@ class TrainWorker:
         """What this process is doing, and the reports not handed over yet."""
         assert self._spec is not None
         moment = self._control.status.read()
+        # Before the reports: when it is over, none comes any more.
+        outcome, failure = self._outcome(), self._failure
         return Reading(
             rank=self._spec.environment.rank,
             phase=moment.phase,
@@ -105,8 +109,8 @@ class TrainWorker:
             elapsed_s=time.monotonic() - moment.since_s,
             memory=read_memory(),
             reports=self._control.take_reports(),
-            outcome=self._outcome(),
-            failure=self._failure,
+            outcome=outcome,
+            failure=failure,
         )
 
     def deliver(self, generation: int, first: int, messages: Sequence[ToTrainer]) -> None:
@@ -136,22 +140,21 @@ class TrainWorker:
             return None
         return work.result()
 
-    def _note_failure(self, work: "Future[Outcome]") -> None:
-        """Turn any exception at all into a record: the process must live on to hand it over.
-
-        Called in the training thread when the work is done.
-        """
-        error = work.exception()
-        if error is None or self._spec is None:
-            return
-        traceback.print_exception(error, file=sys.stderr)
-        self._failure = failure_of(
-            error,
-            moment=self._control.status.read(),
-            rank=self._spec.environment.rank,
-            host=self._spec.environment.host,
-            now_s=time.time(),
-        )
+    def _run(self, job: Job, spec: RankSpec, control: RankControl) -> Outcome:
+        """The work, in the training thread. Any exception at all is turned into a record before the
+        work counts as over: the process must live on to hand it over, with its own generation."""
+        try:
+            return job(spec, control)
+        except BaseException as error:
+            traceback.print_exception(error, file=sys.stderr)
+            self._failure = failure_of(
+                error,
+                moment=control.status.read(),
+                rank=spec.environment.rank,
+                host=spec.environment.host,
+                now_s=time.time(),
+            )
+            raise
 
 
 def load(work: str) -> Any:

@@ -192,7 +192,8 @@ def _collect(workers: Sequence[Any], reports: Any, steps: int) -> list[tuple[flo
                 _end(workers)
                 raise news
             rows.append(news)
-        elif any(worker.exitcode is not None for worker in workers):
+        elif any(worker.exitcode is not None for worker in workers) and reports.empty():
+            # Whoever has ended has said all before: looked at again.
             _end(workers)
             break
         else:

@@ -52,7 +52,7 @@ def _enter(
     rank: int, ranks: int, port: int, body: Callable[..., Any], arguments: Any, results: Any
 ) -> None:
     torch.set_num_threads(1)
-    groups.join(RankEnvironment.on_this_machine(rank, ranks, port), deadline_s=30)
+    groups.join(RankEnvironment.on_this_machine(rank, ranks, port), deadline_s=200)
     # As bytes: a tensor would be shared with a process that has ended when it is looked at.
     results.put((rank, pickle.dumps(body(rank, *arguments))))
     groups.leave()

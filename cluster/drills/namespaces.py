@@ -148,8 +148,8 @@ def two_hosts(variables: Mapping[str, str]) -> Iterator[tuple[Host, Host]]:
         own.mkdir()
         hosts.append(
             Host(
-                namespace=f"braid-{os.getpid()}-{side}",
-                device=f"bd{os.getpid() % 10**7}{side}",
+                namespace=f"braid-{folder.name}-{side}",
+                device=f"{folder.name}-{side}",
                 address=f"10.213.{number}.{'12'['ab'.index(side)]}",
                 folder=own,
                 variables={**variables, **_variables(own, token)},

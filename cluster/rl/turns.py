@@ -113,7 +113,7 @@ class Turns:
         self._losses: list[Loss] = []
         self._answered = 0
         self._ticked_s = clock()
-        self._asked_s = clock()
+        self._asked_s: float | None = None
 
     def hear(self, news: Sequence[News]) -> None:
         """Take in what became of the ranks that train."""
@@ -260,8 +260,14 @@ class Turns:
             self._act(self._conductor.split_refused(given.refused, self._clock()))
 
     def _give_up_on_room(self, now_s: float) -> None:
+        if self._asked_s is None:
+            return
         missing = len(self._parts.rollouts.without_place())
-        if missing and now_s - self._asked_s > _ROOM_S:
+        if not missing:
+            # There was room: whoever is lost from now on is replaced, and nothing is undone.
+            self._asked_s = None
+        elif now_s - self._asked_s > _ROOM_S:
+            self._asked_s = None
             told = f"the cluster has no room for {missing} more that sample (rollout.spare_workers)"
             self._take_places(Given(bundles=(), refused=told))
 

@@ -134,6 +134,8 @@ class Runner:
         self._background = background
         self._stream: torch.cuda.Stream | None = None
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._ended = False
 
     def submit(
         self,
@@ -150,12 +152,14 @@ class Runner:
         if not self._background:
             job.begin()
             return _OnCaller(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
-            self._thread.start()
-        if not self._thread.is_alive():
-            raise RuntimeError("The thread of the exchange has ended: make a new exchange.")
-        self._queue.put(job)
+        with self._lock:
+            if self._thread is None:
+                self._queue, self._ended = queue.SimpleQueue(), False
+                self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+                self._thread.start()
+            if self._ended:
+                raise RuntimeError("The thread of the exchange has ended: make a new exchange.")
+            self._queue.put(job)
         return job
 
     def close(self) -> None:
@@ -180,6 +184,11 @@ class Runner:
             _finish_all(waiting)
         finally:
             # Only a mistake in a method gets here with jobs left: nobody must wait for ever.
+            with self._lock:
+                self._ended = True
+                while not self._queue.empty():
+                    if (job := self._queue.get()) is not None:
+                        waiting.append(job)
             for job in waiting:
                 job.fail("The thread of the exchange ended: its traceback was printed.")
 

@@ -2,8 +2,8 @@
 
     links = measure_links(host_group)     # one rank per host: a map of hosts
 
-A pair exchanges a few small messages, whose fastest round trip is twice the latency, and then one
-large message each way, sized by a first one so that it takes a fixed time.
+A pair exchanges a few small messages, whose fastest round trip is twice the latency, and then
+messages each way that grow, each sized by the one before, to one that takes a fixed time.
 """
 
 import math
@@ -20,6 +20,9 @@ from comms.links.tournament import opponent, rounds
 _SMALL_BYTES = 8
 _FIRST_BYTES = 1 << 15
 _ROUND_TRIPS = 5
+
+_GROWTH = 16
+"""From one message to the next at most: limited links let the first bytes pass at once."""
 
 
 def measure_links(
@@ -46,7 +49,7 @@ def measure_links(
     for pairs in schedule:
         peer = opponent(pairs, me)
         if peer is not None:
-            # Both directions and the first message take their part.
+            # Both directions and the smaller messages take their part.
             probe = _Probe(group, peer, budget_s / len(schedule) / 4, most_bytes, clock)
             own_2N[0, peer], own_2N[1, peer] = probe.measure()
         # Pairs of different rounds would share a rank's link.
@@ -82,8 +85,8 @@ class _Probe:
             if turn:
                 bytes_per_s = self._send_timed(latency_s)
             else:
-                self._answer()
-                self._answer()
+                while self._answer():
+                    pass
         return latency_s, bytes_per_s
 
     def _round_trip_s(self) -> float:
@@ -103,10 +106,14 @@ class _Probe:
         return fastest_s
 
     def _send_timed(self, latency_s: float) -> float:
-        """Bytes per second of a message sized by a first one."""
-        rate = self._rate(_FIRST_BYTES, latency_s)
-        size = int(min(self._most_bytes, max(_FIRST_BYTES, rate * self._probe_s)))
-        return self._rate(size, latency_s)
+        """Bytes per second of the largest message."""
+        size = _FIRST_BYTES
+        rate = self._rate(size, latency_s)
+        while (grown := min(self._most_bytes, _GROWTH * size, rate * self._probe_s)) > 1.5 * size:
+            size = int(grown)
+            rate = self._rate(size, latency_s)
+        self._send(torch.zeros(1, dtype=torch.int64))
+        return rate
 
     def _rate(self, size: int, latency_s: float) -> float:
         self._send(torch.tensor([size], dtype=torch.int64))
@@ -119,14 +126,18 @@ class _Probe:
         # A message of next to no time says that latency is all there is.
         return size / max(took_s - 2 * latency_s, took_s / 10)
 
-    def _answer(self) -> None:
+    def _answer(self) -> bool:
+        """Take one message; False where there are no more."""
         size = torch.zeros(1, dtype=torch.int64)
         self._receive(size)
+        if not size:
+            return False
         payload = torch.empty(int(size), dtype=torch.uint8)
         ready = torch.zeros(_SMALL_BYTES, dtype=torch.uint8)
         self._send(ready)
         self._receive(payload)
         self._send(ready)
+        return True
 
     def _send(self, tensor: Tensor) -> None:
         dist.send(tensor, group_dst=self._peer, group=self._group)

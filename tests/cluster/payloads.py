@@ -76,7 +76,7 @@ def killed(spec: RankSpec, control: RankControl) -> Outcome:
         with socket.create_server(address) as server, server.accept()[0] as peer:
             peer.recv(1)
         raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 50
     while True:
         try:
             with socket.create_connection(address):

@@ -48,7 +48,7 @@ def when(ready: Callable[[], bool], act: Callable[[], None]) -> threading.Thread
             time.sleep(0.005)
         act()
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
 

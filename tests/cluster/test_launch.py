@@ -63,7 +63,7 @@ def exit_record(folder: Path) -> dict[str, Any]:
 
 
 def free_cpus() -> float:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
             break
@@ -172,7 +172,7 @@ def test_cores_that_others_hold_are_waited_for_and_then_given_up(
     start: Launch, tmp_path: Path
 ) -> None:
     group = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
-    assert group.wait(10)
+    assert group.wait(150)
     try:
         code = start("steps", deadlines=DeadlineConfig(placing_s=1.0))
     finally:
@@ -271,5 +271,5 @@ def test_the_driver_imports_no_torch() -> None:
         "import sys, cluster.launch; assert 'ray' not in sys.modules;"
         "import cluster.session, cluster.submit; assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr

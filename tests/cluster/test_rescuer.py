@@ -43,9 +43,8 @@ def guarding(folder: RunFolder, wait_s: float) -> Rescuer:
     return Rescuer(Charge(run=str(folder.root), memory=memory, wait_s=wait_s), sys.path)
 
 
-def await_end(folder: RunFolder, guard: Rescuer) -> None:
-    guard._process.wait()  # Else it may be looked for just when its child takes its place.
-    until_s = time.monotonic() + 30
+def await_end(folder: RunFolder) -> None:
+    until_s = time.monotonic() + 150
     while watchers(folder):
         assert time.monotonic() < until_s
         time.sleep(0.02)
@@ -57,8 +56,10 @@ def abandoned(folder: RunFolder, wait_s: float) -> Iterator[None]:
     guard = guarding(folder, wait_s)
     guard.beat()
     guard._pipe.close()
+    # Else it may be looked for just when its child takes its place.
+    guard._process.wait()
     yield
-    await_end(folder, guard)
+    await_end(folder)
 
 
 def test_snapshots_are_saved_where_no_controller_comes_back(folder: RunFolder) -> None:
@@ -73,7 +74,8 @@ def test_snapshots_are_saved_where_no_controller_comes_back(folder: RunFolder) -
 def test_nothing_is_saved_where_one_comes_back_or_the_run_has_ended(folder: RunFolder) -> None:
     guard = guarding(folder, 0.01)
     guard.release()
-    await_end(folder, guard)
+    guard._process.wait()
+    await_end(folder)
     with abandoned(folder, 60.0):
         generation = 1
         # It counts from when it notices that it is alone, which takes a moment.

@@ -105,6 +105,28 @@ def test_ranks_that_do_not_come_in_time_are_given_up_with_their_places() -> None
     assert (setting.processes.starting, setting.sharing.wanted) == ([], 2)
 
 
+def test_a_rank_that_trains_in_a_wished_place_after_a_fault_stays_there() -> None:
+    setting = Setting(Wish(ranks=4, bundles=(2, 3)))
+    # One of two is lost for good, and one that is new has its rank.
+    setting.processes.ready = [member(0, 0), member(2, 2)]
+    setting.sharing.settle(Roster(members=tuple(setting.processes.ready)))
+    setting.now_s = 31.0
+    assert not setting.others_ready()
+    assert [m.number for m in setting.processes.ready] == [0, 2]
+    assert setting.processes.places == {0, 1, 2}
+    assert setting.beside.told[0][0] == (3,)
+    assert setting.sharing.wanted == 2
+
+
+def test_what_a_refused_wish_leaves_is_what_was_wanted_before() -> None:
+    setting = Setting(Wish(ranks=4, bundles=(2, 3)))
+    setting.processes.ready = [member(0, 0)]
+    setting.sharing.settle(Roster(members=(member(0, 0),)))
+    setting.now_s = 31.0
+    assert not setting.others_ready()
+    assert setting.sharing.wanted == 2
+
+
 def test_without_a_wish_nothing_changes() -> None:
     setting = Setting()
     assert not setting.others_ready()

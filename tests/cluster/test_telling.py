@@ -69,3 +69,9 @@ def test_a_line_that_is_not_whole_is_read_later(tmp_path: Path, half: str) -> No
     assert new_events(log, 0) == ([{"kind": "started"}], 20)
     log.write_text('{"kind": "started"}\n{"kind": "recovered"}\n')
     assert new_events(log, 20) == ([{"kind": "recovered"}], 42)
+
+
+def test_a_line_that_others_wrote_over_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text('{"kind": "sta{"kind": "started"}\n{"kind": "recovered"}\n')
+    assert new_events(log, 0) == ([{"kind": "recovered"}], len(log.read_bytes()))

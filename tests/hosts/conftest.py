@@ -7,7 +7,7 @@ import pytest
 from tests.hosts.namespaces import Host, start_ray, two_hosts
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def hosts() -> Iterator[tuple[Host, Host]]:
     """One core each. test_lost_hosts.py, the last by its name, takes them apart."""
     with two_hosts() as (first, second):

@@ -38,8 +38,9 @@ from comms.ledger import Ledger
 
 rank, address, device, numel, steps = int(sys.argv[1]), *sys.argv[2:4], *map(int, sys.argv[4:6])
 torch.set_num_threads(1)
+torch.manual_seed(rank)
 join(RankEnvironment(rank=rank, world_size=2, local_rank=0, local_world_size=1, host=str(rank),
-                     master_address=address, master_port=29411), deadline_s=40)
+                     master_address=address, master_port=29411), deadline_s=200)
 counter = Path(f"/sys/class/net/{device}/statistics/tx_bytes")
 found = {}
 for name, settings in json.loads(sys.argv[6]).items():
@@ -69,7 +70,7 @@ def _run(folder: Path) -> dict[str, tuple[int, int]]:
             command = [sys.executable, "-c", RANK, *words, json.dumps(METHODS)]
             started.append(host.popen(["env", *environment, *command], folder / f"{rank}.log"))
         for rank, process in enumerate(started):
-            assert process.wait(50) == 0, (folder / f"{rank}.log").read_text()
+            assert process.wait(220) == 0, (folder / f"{rank}.log").read_text()
     found: dict[str, tuple[int, int]] = json.loads((folder / "0.log").read_text().splitlines()[-1])
     return found
 

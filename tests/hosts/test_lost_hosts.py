@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
 ]
 
-CUT_S = 3.0
+CUT_S = 2.0
 STEPS_BEYOND = 40
 RECIPE = "recipes/debug_cpu.yaml"
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -42,14 +41,11 @@ def test_without_torchrun_the_remedy_is_named(capsys):
 
 
 def test_ranks_meet_beside_the_agent_that_holds_the_master_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    agent = TCPStore("127.0.0.1", port, is_master=True)
-    environ = ENVIRON | {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    agent = TCPStore("127.0.0.1", 0, is_master=True)
+    environ = ENVIRON | {"MASTER_PORT": str(agent.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     first = rank_environment(environ | {"RANK": "0"})
     second = rank_environment(environ)
-    assert first.master_port == second.master_port != port
+    assert first.master_port == second.master_port != agent.port
     assert agent.check(["braid/port/0"])
 
 

@@ -23,6 +23,7 @@ import socket
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import glob
 from itertools import chain
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def list_shares(folder: Path, *, trusted: bool = False) -> list[FoundShare]:
     if not trusted:
         require_own(folder)
     found = []
-    for path in sorted(folder.glob("generation-*/rank-*/*")):
+    for path in sorted(_paths(folder, "generation-*/rank-*/*")):
         if not _SHARE.fullmatch(path.name):
             continue
         # What is being written, or just vanished, is not there for those who ask.
@@ -177,23 +178,28 @@ def check_share(path: Path) -> Header:
 
 def remove_older(folder: Path, generation: int, *, but: int = -1) -> None:
     """Delete what starts before `generation` left on this host, less the shares of step `but`."""
-    for place in folder.glob("generation-*"):
+    for place in _paths(folder, "generation-*"):
         match = _GENERATION.fullmatch(place.name)
         if not match or int(match[1]) >= generation:
             continue
         if but < 0:
             shutil.rmtree(place, ignore_errors=True)
             continue
-        for path in place.glob("rank-*/*"):
+        for path in _paths(place, "rank-*/*"):
             if not _holds(path, but):
                 path.unlink(missing_ok=True)
 
 
 def remove_copies(folder: Path, *, but: int) -> None:
     """Delete the copies of all other steps than `but` that were brought to this host."""
-    for path in folder.glob("generation-*/rank-*/copy-*"):
+    for path in _paths(folder, "generation-*/rank-*/copy-*"):
         if _step_of_copy(path) != but:
             path.unlink(missing_ok=True)
+
+
+def _paths(folder: Path, pattern: str) -> list[Path]:
+    """What is there, less folders that vanish meanwhile: `Path.glob` raises for those."""
+    return [folder / name for name in glob(pattern, root_dir=folder, include_hidden=True)]
 
 
 def _holds(path: Path, step: int) -> bool:

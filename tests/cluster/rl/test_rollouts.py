@@ -52,7 +52,7 @@ def rollouts(folder: Path, work: str, seats: int = 2) -> Iterator[Rollouts]:
 def until(made: Rollouts, enough: Callable[[Happened], bool]) -> Happened:
     """All that happened until then."""
     seen = Happened()
-    deadline_s = time.monotonic() + 40
+    deadline_s = time.monotonic() + 150
     while not enough(seen):
         assert time.monotonic() < deadline_s, seen
         refs = made.refs

@@ -1,15 +1,23 @@
-"""Whole runs by rewards whose places change hands between training and sampling."""
+"""Whole runs by rewards whose places change hands between training and sampling, and when a change
+is given up."""
 
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.rl.rollouts import Happened
+from cluster.rl.seating import Moves
+from cluster.rl.turns import Parts, Turns
 from tests.cluster.rl.driver import job, run
 from tests.cluster.rl.test_conducting import assert_each_prompt_once
 from tests.left import events
 from trainer.config import JobConfig
 from trainer.errors import ExitCode
+from trainer.rl.conducting.actions import Actions
+from trainer.rl.conducting.split import Split
 from trainer.run_folder import RunFolder, read_lines
 
 STEPS = 60
@@ -76,4 +84,61 @@ def test_more_sample_in_room_that_is_free_and_the_rank_goes_on(
     assert sorted(started) == ["rollout-0", "rollout-1", "rollout-2"]
     assert len(events(growing, "ranks_started")) == 1
     (measured,) = events(growing, "sizing_measured")
-    assert measured["step_s"] < measured["before_s"]
+    assert measured["predicted_s"] == resized["step_s"]
+
+
+class Sampling:
+    """What the thread works with, without processes. The split changes at the first tick."""
+
+    refs: Sequence[Any] = ()
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self.refused: list[bool] = []
+        self._splits = [Split(trainers=1, workers=2)]
+
+    def look(self, _: Any) -> Happened:
+        return Happened()
+
+    def lost(self, _: Any) -> bool:
+        return False
+
+    def without_place(self) -> list[str]:
+        return self.missing
+
+    def tick(self, _: float) -> Actions:
+        return Actions(split=self._splits.pop() if self._splits else None)
+
+    def change(self, _: Split) -> Moves:
+        return Moves()
+
+    def given(self, _: Sequence[int], *, refused: bool) -> Moves:
+        self.refused.append(refused)
+        return Moves()
+
+    def split_refused(self, _: str, __: float) -> Actions:
+        return Actions()
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_change_is_given_up_without_room_and_not_for_a_later_loss(
+    tmp_path: Path, found: bool
+) -> None:
+    sampling, now_s = Sampling(), 0.0
+    made: Any = sampling
+    parts = Parts(
+        folder=RunFolder(tmp_path),
+        rollouts=made,
+        seating=made,
+        max_restarts=0,
+        supervised_steps=0,
+        store=made,
+        open_rewards=None,
+        conductor=made,
+    )
+    turns = Turns(parts, made, None, deque(), deque(), lambda: now_s)
+    for missing in (["seat"], [] if found else ["seat"], ["seat"], ["seat"]):
+        now_s += 6.0
+        sampling.missing = missing
+        turns.turn()
+    assert sampling.refused == ([] if found else [True])

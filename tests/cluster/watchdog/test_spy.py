@@ -101,12 +101,12 @@ def test_py_spy_reads_running_and_stopped_processes():
     if spy.find_spy() is None:
         pytest.skip("py-spy is not installed")
     with sleeper() as pid:
-        running = spy.dump_stacks(pid)
+        running = spy.dump_stacks(pid, limit_s=50.0)
         if not running.text:
             pytest.skip(f"no right to trace: {running.note}")
         psutil.Process(pid).suspend()
         until(pid, "stopped")
-        stopped = spy.dump_stacks(pid)
+        stopped = spy.dump_stacks(pid, limit_s=50.0)
     assert running.note == "py-spy --native"
     assert stopped.note == "py-spy --nonblocking"
     for dump in (running, stopped):

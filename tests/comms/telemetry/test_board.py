@@ -128,13 +128,12 @@ def test_a_reader_of_a_busy_writer_sees_only_what_was_written(tmp_path):
     try:
         seen = set()
         ends = time.monotonic() + 1.0
-        while time.monotonic() < ends:
+        while time.monotonic() < ends or len(seen) <= 100:
             for record in read_board(path).recent:
                 assert record.sent_bytes == 3 * record.sequence
                 assert record.enqueued_s == 7 * record.sequence
                 assert record.ended_s == 7 * record.sequence + 1
                 seen.add(record.sequence)
-        assert len(seen) > 100
     finally:
         child.kill()
         child.wait()

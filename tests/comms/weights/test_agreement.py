@@ -1,5 +1,6 @@
 """The guarantees of comms/weights/agreement.py, with ranks as threads on one store."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,11 +17,14 @@ def settle(words: dict[int, Problem | None], *, deadline_s: float) -> dict[int, 
     """What each rank that speaks gets: None, or its error; and how long it took."""
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
+    together = threading.Barrier(len(words))
+
     def one(rank: int) -> object:
         store = dist.TCPStore(
             "127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=10)
         )
         agreement = Agreement(store, rank=rank, names=NAMES, grace_s=0.4)
+        together.wait()
         started_s = time.monotonic()
         try:
             agreement.settle("x", words[rank], Deadline(deadline_s), what="it failed")

@@ -41,7 +41,7 @@ def hold(path, held, release):
 
 
 def test_a_claim_is_refused_while_another_process_holds_it(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     held, release = context.Event(), context.Event()
     process = context.Process(target=hold, args=(str(tmp_path / "lock"), held, release))
     process.start()

@@ -158,12 +158,12 @@ def prepare(config, results):
 
 def test_several_processes_get_the_same_tokenizer(text_source, data_config):
     config = data_config(text_source, vocab_size=340)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     results = context.Queue()
     processes = [context.Process(target=prepare, args=(config, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = {results.get(timeout=50) for _ in processes}
+    found = {results.get(timeout=200) for _ in processes}
     for process in processes:
         process.join()
     assert found == {prepare_tokenizer(config, None).fingerprint}

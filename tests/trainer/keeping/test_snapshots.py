@@ -132,7 +132,7 @@ def test_a_process_killed_at_any_moment_leaves_its_last_step(tmp_path):
     chance = random.Random(5)
     for number in range(4):
         folder = tmp_path / str(number)
-        settled = context.Value("q", 0)
+        settled = context.Value("q", 0, lock=False)
         process = context.Process(target=_keep_for_ever, args=(folder, settled), daemon=True)
         process.start()
         while settled.value < 2:

@@ -10,6 +10,7 @@ T tokens of all texts, C of a chunk, D model width, V vocabulary.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def keep_reference(model: Decoder, folder: RunFolder) -> None:
     """Write the weights into the run folder, whole or not at all."""
     path = reference_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
     save_file({name: value.cpu() for name, value in model.state_dict().items()}, aside)
     os.replace(aside, path)
 

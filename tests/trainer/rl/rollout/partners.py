@@ -206,7 +206,7 @@ class Stage:
             assert name not in self.hands or self.hands[name].error is None
         self.do(self.conductor.tick(now_s))
 
-    def run(self, until, limit_s=50.0):
+    def run(self, until, limit_s=150.0):
         if not self.trainer_thread.is_alive():
             self.trainer_thread.start()
         end_s = time.monotonic() + limit_s
