@@ -26,7 +26,7 @@ MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
 
 _LISTED = re.compile(r"step-(\d{8,})(\.replaced)?")
-_LEFTOVER = re.compile(r"step-\d{8,}\.(partial|removed)(-\d+)?|\.latest\.\d+")
+_LEFTOVER = re.compile(r"step-\d{8,}\.(partial|removed)(-\d+)?|\.latest\.[0-9a-f]+")
 
 
 def step_name(step: int) -> str:

@@ -107,7 +107,7 @@ def test_leftovers_go_and_everything_else_stays(tmp_path: Path) -> None:
     (create_aside(tmp_path, 2) / "data").write_text("half")
     create_aside(tmp_path, 2)
     (tmp_path / "step-00000000.removed").mkdir()
-    (tmp_path / ".latest.4711").write_text("")
+    (tmp_path / ".latest.4711af").write_text("")
     (tmp_path / "notes.txt").write_text("mine")
     assert len(remove_leftovers(tmp_path)) == 4
     assert _names(tmp_path) == {final.name, "latest", "notes.txt"}
