@@ -21,7 +21,7 @@ _SMALL_BYTES = 8
 _FIRST_BYTES = 1 << 15
 _ROUND_TRIPS = 5
 
-_GROWTH = 16
+_GROWTH = 4
 """From one message to the next at most: limited links let the first bytes pass at once."""
 
 
@@ -57,6 +57,13 @@ def measure_links(
     all_2N = [torch.empty_like(own_2N) for _ in range(ranks)]
     dist.all_gather(all_2N, own_2N, group=group)
     return map_of([m[0].tolist() for m in all_2N], [m[1].tolist() for m in all_2N])
+
+
+def next_bytes(size: int, fitting: float, most_bytes: int) -> int:
+    """Size of the message after one of `size`, where `fitting` bytes would take the time there is;
+    0 where that one was large enough."""
+    grown = min(most_bytes, _GROWTH * size, fitting)
+    return int(grown) if grown > 1.5 * size else 0
 
 
 class _Probe:
@@ -109,8 +116,8 @@ class _Probe:
         """Bytes per second of the largest message."""
         size = _FIRST_BYTES
         rate = self._rate(size, latency_s)
-        while (grown := min(self._most_bytes, _GROWTH * size, rate * self._probe_s)) > 1.5 * size:
-            size = int(grown)
+        while grown := next_bytes(size, rate * self._probe_s, self._most_bytes):
+            size = grown
             rate = self._rate(size, latency_s)
         self._send(torch.zeros(1, dtype=torch.int64))
         return rate
