@@ -20,7 +20,7 @@ from trainer.run_folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 150
-ENDED_WITHIN_S = 150.0
+ENDED_WITHIN_S = 30.0
 
 
 def start(folder: Path) -> "subprocess.Popen[bytes]":

@@ -18,7 +18,7 @@ from cluster.config import ClusterConfig
 from cluster.drills.namespaces import why_not
 from cluster.network import free_port
 from cluster.ray_connect import reread_settings
-from cluster.submit import absolute_paths, exit_code_of, submit
+from cluster.submit import _submit_patiently, absolute_paths, exit_code_of, submit
 from recipes.load import load_recipe
 from trainer.config import JobConfig, RunConfig
 from trainer.data.config import DataConfig
@@ -91,6 +91,16 @@ def test_a_dashboard_that_is_not_there(tmp_path: Path, view: Any) -> None:
             view=view,
         )
     assert os.listdir(tmp_path) == []
+
+
+def test_a_refused_job_names_itself_and_the_reason() -> None:
+    class Refusing:
+        def submit_job(self, **_: object) -> str:
+            raise RuntimeError("Job with submission_id sent-1 already exists")
+
+    client: Any = Refusing()
+    with pytest.raises(ResourceError, match=r"refused the job sent-1: .* already exists"):
+        _submit_patiently(client, "sent-1", "true", {})
 
 
 def test_paths_of_this_machine_are_made_absolute(

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from cluster.drills import namespaces
 from cluster.drills.namespaces import (
     DASHBOARD,
@@ -20,16 +22,22 @@ from cluster.environment import variables_without
 __all__ = [
     "DASHBOARD",
     "GCS_PORT",
+    "NEEDS_HOSTS",
     "ROOT",
     "Host",
     "await_nodes",
     "join_ray",
     "start_ray",
     "two_hosts",
-    "why_not",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
+
+NEEDS_HOSTS = [
+    pytest.mark.hosts,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+"""What tests on real hosts are marked with."""
 
 
 @contextlib.contextmanager

@@ -4,16 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
+from tests.hosts.namespaces import NEEDS_HOSTS, ROOT, two_hosts
 
-from tests.hosts.namespaces import ROOT, two_hosts, why_not
-
-REASON = why_not()
-
-pytestmark = [
-    pytest.mark.hosts,
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-]
+pytestmark = NEEDS_HOSTS
 
 NUMEL = 1_000_000
 STEPS = 3

@@ -8,17 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.namespaces import DASHBOARD, GCS_PORT, Host, why_not
+from tests.hosts.namespaces import DASHBOARD, GCS_PORT, NEEDS_HOSTS, Host
 from trainer.run_folder import read_lines
 
-REASON = why_not()
-
-pytestmark = [
-    pytest.mark.hosts,
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-]
+pytestmark = [*NEEDS_HOSTS, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def submission(folder: Path, name: str, *overrides: str) -> list[str]:
@@ -48,8 +41,10 @@ def test_a_submitted_run_trains_over_both_hosts(hosts: tuple[Host, Host], tmp_pa
     assert [record["step"] for record in read_lines(tmp_path / "both/metrics.jsonl")] == [
         *range(1, 9)
     ]
-    assert json.loads((tmp_path / "both/exit.json").read_text())["code"] == 0
+    record = json.loads((tmp_path / "both/exit.json").read_text())
+    assert (record["code"], record["step"]) == (0, 8)
     assert "working directory:" in done.stdout
+    assert "phase: training" in done.stdout
 
 
 def with_token(host: Host, text: str | None, folder: Path) -> Host:

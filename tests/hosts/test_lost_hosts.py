@@ -13,23 +13,16 @@ from typing import Any
 import pytest
 
 from recipes.load import load_recipe
-from tests.hosts.namespaces import Host, join_ray, why_not
+from tests.hosts.namespaces import NEEDS_HOSTS, Host, join_ray
 from tests.jobs import start_ranks
 from tests.processes import collect
 from trainer.keeping.config import KeepingConfig
 from trainer.keeping.hold import read_hold
 from trainer.run_folder import read_lines
 
-REASON = why_not()
+pytestmark = [*NEEDS_HOSTS, pytest.mark.slow, pytest.mark.timeout(900)]
 
-pytestmark = [
-    pytest.mark.hosts,
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-]
-
-CUT_S = 2.0
+CUT_S = 3.0
 STEPS_BEYOND = 40
 RECIPE = "recipes/debug_cpu.yaml"
 

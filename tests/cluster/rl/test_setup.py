@@ -109,7 +109,7 @@ def test_a_rank_gives_its_place_to_those_who_sample(
     assert [len(event["ranks"]) for event in events(slow, "ranks_started")] == [2, 1]
     (resized,) = events(slow, "resized")
     assert (resized["trainers"], resized["workers"]) == (1, 2)
-    assert resized["step_s"] < 0.95 * resized["present_s"]
+    assert resized["step_s"] < 0.7 * resized["present_s"]
     assert "rollout workers 2 a step should take" in resized["cause"]
     assert events(slow, "rollout_lost") == []
 

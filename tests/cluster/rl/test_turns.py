@@ -85,6 +85,7 @@ def test_more_sample_in_room_that_is_free_and_the_rank_goes_on(
     assert len(events(growing, "ranks_started")) == 1
     (measured,) = events(growing, "sizing_measured")
     assert measured["predicted_s"] == resized["step_s"]
+    assert measured["step_s"] < measured["before_s"]
 
 
 class Sampling:
