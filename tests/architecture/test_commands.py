@@ -105,7 +105,7 @@ def test_no_registry_is_named():
 )
 def test_ci_fails_where_checks_or_tests_fail(judged, check, test, code):
     (judged / "Makefile").write_text(f"lint:\n\t{check}\ntest:\n\techo 3 passed\n\t{test}\n")
-    result = run(judged, ".ci/run", "4")
+    result = run(judged, ".ci/run")
     assert result.returncode == code
     assert "3 passed" in result.stdout
 
@@ -114,6 +114,6 @@ def test_ci_fails_where_checks_or_tests_fail(judged, check, test, code):
 def test_ci_fails_where_a_test_leaves_a_process_behind(judged):
     leave = "setsid sleep 321 >/dev/null 2>&1 &"
     (judged / "Makefile").write_text(f"lint:\n\ttrue\ntest:\n\t{leave}\n")
-    result = run(judged, ".ci/run", "4")
+    result = run(judged, ".ci/run")
     assert result.returncode == 1
     assert "sleep 321" in result.stderr

@@ -11,7 +11,7 @@ def test_the_fastest_run_counts():
 
 def test_without_a_device_only_the_host_is_measured():
     rates = measure_rates(torch.device("cpu"), 100_000)
-    assert rates.host_parameters_per_s > 0
+    assert rates.host_parameters_per_s > 1e6
     assert rates.fetch_bytes_per_s == rates.device_parameters_per_s == 0.0
 
 

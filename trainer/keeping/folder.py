@@ -148,7 +148,7 @@ def install_share(
         os.replace(aside, final)
     finally:
         aside.unlink(missing_ok=True)
-    for old in sorted(place.glob("copy-*"), key=_step_of_copy)[:-copies]:
+    for old in sorted(_paths(place, "copy-*"), key=_step_of_copy)[:-copies]:
         old.unlink(missing_ok=True)
     return final
 
