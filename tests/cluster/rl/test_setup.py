@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -80,7 +81,10 @@ def test_it_learns_while_a_rank_and_a_worker_are_killed(
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
     assert all(line["staleness/max"] <= learning.rl.max_staleness for line in lines[1:])
     # What is sampled from is what is trained: bf16 or older weights would show here.
-    assert all(abs(line.get("trust/version", 0.0)) < 1.0 for line in lines[1:])
+    fresh = [line for line in lines[1:] if line["staleness/max"] == 0]
+    assert all(abs(line.get("trust/kernel", 0.0)) < 1e-3 for line in fresh)
+    # One update may change much at this learning rate, most change little.
+    assert median(abs(line.get("trust/version", 0.0)) for line in lines[1:]) < 0.5
     assert len(events(learning, "rollout_lost")) == 1
     assert len(events(learning, "worker_lost")) == 1
 
